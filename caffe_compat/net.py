@@ -20,6 +20,7 @@ from .blob import Blob
 from .errors import NetError
 from .graph import TEST, TRAIN, filter_layers, insert_splits, place_layers
 from .layers import Context, Layer
+from .layers.norm import BatchNorm, Scale
 from .net_builder import Learnable, NetBuilder, Step
 from .proto import Document
 from .weights import LoadReport, copy_weights
@@ -35,7 +36,8 @@ class Net:
     `phase` is "TRAIN" or "TEST" (or Caffe's 0 and 1), `level` and `stages` complete the NetState that filters layers;
     given as arguments they take precedence over the file's `state`, stages are added to it. `seed` makes fillers,
     dropout and random crops reproducible. With `keep_diffs` the diffs of all blobs are there after a backward pass, as
-    in Caffe; without it only the parameters' are, which saves their memory.
+    in Caffe; without it only the parameters' are, which saves their memory, and BatchNorm and Scale run as one.
+    On CUDA, TF32 is switched off for the process: Caffe computes in float32.
 
     Raises `NetError` naming the layer and its file:line for a net that cannot be, `UnknownType` for an unknown layer.
     """
@@ -55,6 +57,9 @@ class Net:
         self.keep_diffs = keep_diffs
         self.state = _net_state(document.message, self.phase, level, stages)
         self.force_backward: bool = document.message.force_backward
+        if self.device.type == "cuda":
+            # Caffe computes in float32; TF32 keeps 10 bits of the mantissa.
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         self.context = Context.make(self.phase == TRAIN, self.device, seed)
 
         builder = NetBuilder(self.context, self.force_backward)
@@ -67,6 +72,8 @@ class Net:
         self.loss_weights: dict[str, float] = {name: weight for name, _, weight in builder.losses}
         self._losses = [(blob, weight) for _, blob, weight in builder.losses]
         self._steps: list[Step] = builder.steps
+        if not keep_diffs:
+            _fuse(self._steps)
         self._positions = {step.layer.name: position for position, step in enumerate(self._steps)}
         log.info("Network initialization done.")
 
@@ -208,13 +215,12 @@ class Net:
 
     def reshape(self) -> None:
         """Carries the shapes of the inputs through the net, as a forward pass does by itself."""
-        for position, step in enumerate(self._steps):
-            if step.layer.is_source:
-                step.shapes = [blob.shape for blob in step.tops]
         self._reshape(0)
 
     def _reshape(self, first: int) -> None:
         for step in self._steps[first:]:
+            if step.given:
+                step.shapes = [blob.shape for blob in step.tops]
             if step.layer.is_source:
                 continue
             bottoms = [self._steps[position].shapes[top] for position, top in step.sources]
@@ -278,6 +284,14 @@ class Net:
             hdf5.write_weights(path, document)
         else:
             proto.write_binary(path, document)
+
+
+def _fuse(steps: list[Step]) -> None:
+    """Lets each BatchNorm do the work of the Scale that changes its top in place: torch does both at the price of one."""
+    for step, following in zip(steps, steps[1:]):
+        if (isinstance(step.layer, BatchNorm) and isinstance(following.layer, Scale)
+                and following.tops == following.bottoms == step.tops and step.need_backward == following.need_backward):
+            step.layer.fuse(following.layer)
 
 
 def _net_state(message: Any, phase: int, level: int | None, stages: Sequence[str]) -> Any:

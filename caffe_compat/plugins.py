@@ -12,6 +12,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
+from .errors import CaffeError
 from .proto import Document
 from .solver.solver import Solver
 
@@ -21,7 +22,14 @@ GROUP = "caffe_compat.hooks"
 @cache
 def load() -> tuple[Callable[..., Any], ...]:
     """The `attach` functions of all plug-ins that are installed, imported once."""
-    return tuple(point.load() for point in sorted(entry_points(group=GROUP), key=lambda point: point.name))
+    plugins = []
+    for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
+        try:
+            plugins.append(point.load())
+        except ImportError as error:
+            raise CaffeError(f'the plug-in "{point.name}" ({point.value}) cannot be imported: {error}; '
+                             "reinstall or uninstall it") from error
+    return tuple(plugins)
 
 
 def create_solver(source: str | os.PathLike[str] | Document, *, as_reference: bool = False, **options: Any) -> Solver:

@@ -140,7 +140,7 @@ class Layer:
         if self.tops == "bottoms":
             if found[0] != found[1]:
                 raise self.error(f"a {self.type} layer has as many tops as bottoms; found {found[0]} bottoms, {found[1]} tops")
-        else:
+        elif found[1] or not self.is_loss:  # a loss layer that names no top gets one
             self._check_count("top", found[1], self.tops)
         if len(self.spec.loss_weight) not in (0, found[1]):
             raise self.error(f"found {len(self.spec.loss_weight)} loss_weight for {found[1]} tops; give one a top, or none")
