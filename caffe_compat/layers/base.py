@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from .. import fillers
+from .. import fillers, proto
 from ..blob import Blob
 from ..errors import NetError
 from ..registry import Registry
@@ -79,7 +79,7 @@ class Layer:
         self.name: str = spec.name
         self.context = context
         self.where = where
-        self.param: Any = getattr(spec, self.param_field) if self.param_field else None
+        self.param: Any = self._settings(spec)
         self.blobs: list[Blob] = []
         self._check_counts()
 
@@ -131,6 +131,14 @@ class Layer:
         if not -len(shape) <= axis < len(shape):
             raise self.error(f"{field_name} is {axis}, but the bottom has {len(shape)} axes: {format_shape(shape)}")
         return axis % len(shape)
+
+    def _settings(self, spec: Any) -> Any:
+        """The type's own message in `spec`; the defaults of BVLC's schema where a fork's does not have it."""
+        if self.param_field is None:
+            return None
+        if self.param_field not in spec.DESCRIPTOR.fields_by_name:
+            spec = proto.BVLC.message("LayerParameter")()
+        return getattr(spec, self.param_field)
 
     # -- checks -----------------------------------------------------------------------------------------------------
 

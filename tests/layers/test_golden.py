@@ -1,0 +1,63 @@
+"""Every layer case recorded from Caffe, through `Net`; and every registered type has such cases or a test of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import golden
+import pytest
+
+from caffe_compat.layers import LAYERS
+
+#: In-place layers of which Caffe's result is a defect, and what it is. Ours is the same in place as not in place.
+NOT_AS_RECORDED = {
+    "BNLL_inplace": "Caffe's backward takes the layer's output for its input",
+    "Clip_inplace": "Caffe tests the clipped values, so that every gradient passes",
+    "Eltwise_sum_coeff_inplace": "Caffe clears the shared buffer before it reads the first bottom",
+    "Log_inplace": "Caffe's backward overwrites the top diff before it reads it",
+    "Power_power2_inplace": "Caffe's backward overwrites the top diff before it reads it",
+    "Power_scale_shift_inplace": "Caffe's backward overwrites the top diff before it reads it",
+    "ReLU_negative_negative_slope_inplace": "Caffe goes by the sign of the output, which a negative slope turns around",
+}
+
+#: The test file of each type that no recording exists for.
+OWN_TESTS: dict[str, str] = {"Silence": "test_utility.py"}
+
+
+def as_recorded() -> list[dict]:
+    return [case for case in golden.all_cases() if case["name"] not in NOT_AS_RECORDED]
+
+
+@pytest.mark.parametrize("case", as_recorded(), ids=lambda case: case["name"])
+def test_case(case):
+    """Forward and backward give what Caffe gave."""
+    if case["type"] not in LAYERS:
+        pytest.skip(f"layer type {case['type']} is not registered yet")
+    golden.check(case)
+
+
+@pytest.mark.parametrize("name", NOT_AS_RECORDED)
+def test_in_place_is_as_not_in_place(name):
+    """Where Caffe's in-place layer is wrong, ours gives what the layer gives with a top of its own."""
+    case = golden.case_named(name)
+    assert case["quirk"]
+    bottom = case["tops"][0]
+    head, layer = case["prototxt"].split('name: "layer"')
+    apart = dict(case, prototxt=f'{head}name: "layer"{layer}'.replace(f'{layer}', layer.replace(f'top: "{bottom}"', 'top: "t"')))
+    nets = [golden.build(variant) for variant in (case, apart)]
+    for net, top in zip(nets, (bottom, "t")):
+        golden.run_forward(net, case)
+        net.blobs[top].diff[...] = golden.recorded(case, "top_diff")[bottom]
+    golden.compare(nets[0].blobs[bottom].data, nets[1].blobs["t"].data, f"{name}: top")
+    for net in nets:
+        net.backward()
+    golden.compare(nets[0].blobs[bottom].diff, nets[1].blobs[bottom].diff, f"{name}: diff of the bottom")
+
+
+def test_every_type_is_tested():
+    """A type that is registered is recorded, or has a test file of its own that names it."""
+    recorded = {case["type"] for case in golden.all_cases()}
+    for name in LAYERS.names():
+        if name not in recorded:
+            assert name in OWN_TESTS, f"layer type {name} has no recorded case and no test in OWN_TESTS"
+            assert f'"{name}"' in (Path(__file__).parent / OWN_TESTS[name]).read_text(), f"{OWN_TESTS[name]}: {name}"
