@@ -1,0 +1,54 @@
+"""Flags that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+
+from ..errors import SolverError
+from ..net import Net
+
+
+def flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
+    """Adds `--name`, also as `-name`, which Caffe's tools accept."""
+    parser.add_argument(f"--{name}", f"-{name}", dest=name, **options)
+
+
+def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
+    """--model, --level, --stage and --gpu: what it takes to build one net."""
+    flag(parser, "model", required=True, help="the network definition (prototxt)")
+    flag(parser, "phase", default=phase, choices=("TRAIN", "TEST"), help=f"the phase to run in (default {phase})")
+    flag(parser, "level", type=int, help="the level of the NetState")
+    flag(parser, "stage", default="", help="stages of the NetState, separated by commas")
+    flag(parser, "gpu", help="the GPU to run on; without it the CPU")
+
+
+def build_net(args: argparse.Namespace, weights: str | None) -> Net:
+    """The net that the flags of `add_net_flags` describe, with `weights` (files separated by commas) copied into it."""
+    stages = [stage for stage in args.stage.split(",") if stage]
+    device = device_of(args.gpu) or torch.device("cpu")
+    net = Net(args.model, args.phase, level=args.level, stages=stages, device=device, keep_diffs=False)
+    for path in weights.split(",") if weights else ():
+        net.copy_from(path.strip())
+    return net
+
+
+def device_of(gpu: str | None) -> torch.device | None:
+    """The device that a --gpu flag names, None for none."""
+    if gpu is None:
+        return None
+    if not torch.cuda.is_available():
+        raise SolverError(f"--gpu={gpu}: no CUDA device is available; leave --gpu out to run on the CPU")
+    if not gpu.isdigit() or int(gpu) >= torch.cuda.device_count():
+        raise SolverError(f"--gpu={gpu}: expected one number below {torch.cuda.device_count()}; "
+                          "training on several GPUs at once is not supported")
+    return torch.device("cuda", int(gpu))
+
+
+def positive(text: str) -> int:
+    """A whole number, 1 or more."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text}, expected a whole number, 1 or more")
+    return int(text)
