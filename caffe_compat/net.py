@@ -104,6 +104,12 @@ class Net:
         """Which layers a backward pass goes through, as Caffe reports it."""
         return {step.layer.name: step.need_backward for step in self._steps}
 
+    @property
+    def gradients_of(self) -> dict[str, list[bool]]:
+        """For each layer, which of its bottoms get a gradient."""
+        return {step.layer.name: [step.need_backward and k not in step.cut for k in range(len(step.bottoms))]
+                for step in self._steps}
+
     # -- running ----------------------------------------------------------------------------------------------------
 
     def forward(self, start: str | None = None, end: str | None = None) -> dict[str, Tensor]:
