@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,7 +14,11 @@ from . import log as logs
 from .errors import CaffeError, did_you_mean
 
 #: The commands: modules of `caffe_compat.tools`.
-COMMANDS = ("train", "test", "time", "device_query", "convert_mnist_data", "convert_cifar_data", "layers")
+COMMANDS = (
+    "train", "test", "time", "device_query", "convert_mnist_data", "convert_cifar_data", "convert_imageset",
+    "compute_image_mean", "upgrade_net_proto_text", "upgrade_net_proto_binary", "upgrade_solver_proto_text", "show", "explain",
+    "layers",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -24,14 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         module = import_module(f".tools.{name}", __package__)
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
         module.add_arguments(command)
-        command.set_defaults(run=module.run)
-    logs.show()
+        command.set_defaults(run=module.run, log_level=logging.WARNING if hasattr(module, "QUIET") else logging.INFO)
     return run(parser, argv)
 
 
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses and carries out: 0 when all went well, 1 (and one line on stderr) for an error of ours."""
     args = parser.parse_args(argv)
+    logs.show(getattr(args, "log_level", logging.INFO))
     try:
         args.run(args)
         sys.stdout.flush()

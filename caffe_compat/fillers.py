@@ -31,7 +31,7 @@ def fill(tensor: Tensor, spec: Any, rng: torch.Generator, where: str) -> None:
     if not tensor.numel():
         raise NetError(f"{where}: the blob to fill is empty, its shape is {tuple(tensor.shape)}; give it a size")
     if spec.sparse != -1 and spec.type != "gaussian":
-        raise NetError(f'{where}: sparse is {spec.sparse} for the filler "{spec.type}", but only "gaussian" can be sparse')
+        raise NetError(f'{where}: the filler "{spec.type}" has sparse: {spec.sparse}, but only "gaussian" can be sparse')
     with torch.no_grad():
         filler(tensor, spec, rng, where)
 
@@ -54,7 +54,7 @@ def uniform(tensor: Tensor, spec: Any, rng: torch.Generator, where: str) -> None
 def gaussian(tensor: Tensor, spec: Any, rng: torch.Generator, where: str) -> None:
     """Normal with `mean` and `std`; with `sparse` s, a value is kept with probability s / shape[0] and else zero."""
     if not spec.std > 0:
-        raise NetError(f"{where}: a gaussian filler needs std > 0, found {spec.std:g}; use a constant filler for one value")
+        raise NetError(f"{where}: a gaussian filler needs std > 0, found {spec.std:g}; for one value there is constant")
     tensor.normal_(spec.mean, spec.std, generator=rng)
     if spec.sparse == -1:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from datetime import datetime
+from typing import TextIO
 
 _LETTERS = {logging.DEBUG: "I", logging.INFO: "I", logging.WARNING: "W", logging.ERROR: "E", logging.CRITICAL: "F"}
 
@@ -19,12 +20,23 @@ class GlogFormatter(logging.Formatter):
         return f"{letter}{stamp} {record.process} {record.filename}:{record.lineno}] {record.getMessage()}"
 
 
+class StderrHandler(logging.StreamHandler):
+    """Writes to whatever sys.stderr is at the time."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+        self.setFormatter(GlogFormatter())
+
+    @property
+    def stream(self) -> TextIO:
+        """Standard error, looked up for every line."""
+        return sys.stderr
+
+
 def show(level: int = logging.INFO) -> None:
     """Sends the package's log to standard error, as the command line does. Without it only warnings are shown."""
     root = logging.getLogger("caffe_compat")
-    if not any(isinstance(handler.formatter, GlogFormatter) for handler in root.handlers):
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(GlogFormatter())
-        root.addHandler(handler)
+    if not any(isinstance(handler, StderrHandler) for handler in root.handlers):
+        root.addHandler(StderrHandler())
         root.propagate = False
     root.setLevel(level)

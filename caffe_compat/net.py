@@ -47,6 +47,8 @@ class Net:
         stages: Sequence[str] = (), device: torch.device | str = "cpu", seed: int | None = None, keep_diffs: bool = True,
     ) -> None:
         document = source if isinstance(source, Document) else proto.read_text(os.fspath(source), "NetParameter")
+        for note in document.notes:
+            log.warning("%s: %s", document.path, note)
         if phase not in PHASES:
             raise NetError(f'unknown phase {phase!r}; it is "TRAIN" or "TEST"')
         self.path = document.path

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,15 @@ SHARED = Path(__file__).parents[2] / "shared"
 def one_thread() -> None:
     """The same sums in the same order on every machine, and no threads that fight over few cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """The command line switches the log on; the next test finds it off."""
+    logger = logging.getLogger("caffe_compat")
+    before = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.level, logger.propagate = before
 
 
 @pytest.fixture(scope="session")

@@ -48,6 +48,10 @@ class Database(ABC):
         """A new database in the folder `path`, which exists and is empty."""
 
     @abstractmethod
+    def count(self) -> int:
+        """The number of records."""
+
+    @abstractmethod
     def records(self, after: bytes | None = None) -> Iterator[Record]:
         """The records in the order of their keys' bytes: all, or those whose key is greater than `after`."""
 

@@ -31,6 +31,10 @@ class LevelDB(Database):
     def store(cls, path: str) -> LevelDBStore:
         return LevelDBStore(path)
 
+    def count(self) -> int:
+        with self._database.iterator(include_value=False) as keys:
+            return sum(1 for _ in keys)
+
     def records(self, after: bytes | None = None) -> Iterator[Record]:
         plyvel = _plyvel(self.path)
         try:

@@ -16,8 +16,8 @@ from .base import Layer, Shape, format_shape, layer
 class LRN(Layer):
     """y = x * scale^-beta, scale growing with the squares around x (LRNParameter; Krizhevsky et al. 2012, 3.3).
 
-    ACROSS_CHANNELS: scale = k + alpha / n * sum over n = local_size channels. WITHIN_CHANNEL: the n^2 positions around x
-    in its channel, and 1 in place of k. The sum counts zeros beyond the borders.
+    ACROSS_CHANNELS: scale = k + alpha / n * sum over n = local_size channels. WITHIN_CHANNEL: over the n^2 positions
+    around x in its channel, divided by n^2, and with 1 in place of k. Beyond the borders the sum counts zeros.
     """
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -106,14 +106,14 @@ class BatchNorm(Layer):
         specs = self.spec.param
         for index, spec in enumerate(specs):
             if spec.lr_mult != 0:
-                raise self.error(f"param {index} has lr_mult {spec.lr_mult:g}; the blobs of BatchNorm are statistics, not "
-                                 "learned: set lr_mult: 0 (it is 1 by default) or leave out the param")
+                raise self.error(f"param {index} has lr_mult {spec.lr_mult:g}; the blobs of BatchNorm are statistics, "
+                                 "not learned: set lr_mult: 0 (it is 1 by default) or leave out the param")
         while len(specs) < 3:
             specs.add(lr_mult=0)
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         if len(shapes[0]) < 2 or shapes[0][1] != self.channels:
-            raise self.error(f"the bottom is {format_shape(shapes[0])}, but the statistics are of {self.channels} channels")
+            raise self.error(f"the statistics are of {self.channels} channels, but the bottom is {format_shape(shapes[0])}")
         return [shapes[0]]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,7 +173,10 @@ class MVN(Layer):
 
 
 class MeanVariance(torch.autograd.Function):
-    """y = (x - mean) / (deviation + eps) over `axes`; the gradient is (g - mean(g) - y * mean(g * y)) / (deviation + eps)."""
+    """y = (x - mean) / (deviation + eps) over `axes`.
+
+    The gradient is (g - mean(g) - y * mean(g * y)) / (deviation + eps).
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, axes: tuple[int, ...], eps: float) -> Tensor:
@@ -194,14 +197,14 @@ class MeanVariance(torch.autograd.Function):
 
 
 class Broadcast(Layer):
-    """What Scale and Bias share: an operand, bottom 1 or a learned blob, that covers axes `axis`, `axis` + 1, ... of x."""
+    """What Scale and Bias share: an operand, bottom 1 or a learned blob, for the axes of x from `axis` on."""
 
     def operand_shape(self, shape: Shape) -> Shape:
         """The shape of the learned operand: `num_axes` axes of the bottom from `axis` on, -1 for all that follow."""
         axis, count = self.canonical_axis(self.param.axis, shape), self.param.num_axes
         if count < -1 or axis + count > len(shape):
-            raise self.error(f"num_axes is {count} from axis {axis} on, but the bottom is {format_shape(shape)}; give -1 for "
-                             "all axes that follow, or as many as there are")
+            raise self.error(f"num_axes is {count} from axis {axis} on, but the bottom is {format_shape(shape)}; give -1 "
+                             "for all axes that follow, or as many as there are")
         return shape[axis:] if count == -1 else shape[axis:axis + count]
 
     def aligned(self, shape: Shape, operand: Shape) -> Shape:
@@ -210,8 +213,8 @@ class Broadcast(Layer):
             return ()
         axis = self.canonical_axis(self.param.axis, shape)
         if shape[axis:axis + len(operand)] != tuple(operand):
-            raise self.error(f"the {self.type.lower()} is {format_shape(operand)} and applies from axis {axis} on, but the "
-                             f"bottom there is {format_shape(shape[axis:axis + len(operand)])}")
+            raise self.error(f"the {self.type.lower()} is {format_shape(operand)} and applies from axis {axis} on, but "
+                             f"the bottom there is {format_shape(shape[axis:axis + len(operand)])}")
         return (*operand, *[1] * (len(shape) - axis - len(operand)))
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -267,7 +270,7 @@ class Scale(Broadcast):
         else:
             bias = self.blobs[0].tensor if self.param.bias_term else None
         if self.per_channel:
-            # a batch normalization by mean 0 and variance 1 is the fastest scale and shift torch has, above all backward
+            # a batch normalization by mean 0 and variance 1 is torch's fastest scale and shift, above all backward
             return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, bias, False, 0.0, 0.0)
         scale = scale.reshape(self.operand_view)
         return x * scale if bias is None else torch.addcmul(bias.reshape(self.operand_view), x, scale)

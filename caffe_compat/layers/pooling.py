@@ -240,7 +240,8 @@ class SPP(Pooler):
         return levels
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
-        (num, channels, *sizes), levels = shapes[0], self._levels(tuple(shapes[0][2:]))
+        num, channels = shapes[0][:2]
+        levels = self._levels(tuple(shapes[0][2:]))
         for pool in levels:
             self.check(pool)
         if len(levels) == 1:

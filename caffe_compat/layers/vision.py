@@ -39,12 +39,12 @@ class SlidingKernels(Layer):
         if any(other != shape for other in shapes):
             raise self.error(f"all bottoms must have one shape, found {', '.join(map(format_shape, shapes))}")
         if len(shape) != self.axis + 1 + len(self.window.kernel) or shape[self.axis] != self.channels:
-            raise self.error(f"the bottom is {format_shape(shape)}, but the kernels were made for {self.channels} channels "
-                             f"at axis {self.axis} and {len(self.window.kernel)} spatial axes")
+            raise self.error(f"the kernels were made for {self.channels} channels at axis {self.axis} and "
+                             f"{len(self.window.kernel)} spatial axes, but the bottom is {format_shape(shape)}")
         spatial = self.output_sizes(shape[self.axis + 1:])
         if any(size < 1 for size in spatial):
-            raise self.error(f"the kernel does not fit: bottom {format_shape(shape)}, {self.window}, which would give the "
-                             f"spatial size {' x '.join(map(str, spatial))}")
+            raise self.error(f"the kernel does not fit: bottom {format_shape(shape)}, {self.window}, which would give "
+                             f"the spatial size {' x '.join(map(str, spatial))}")
         return [(*shape[:self.axis], self.param.num_output, *spatial)] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -126,7 +126,7 @@ class Im2col(Layer):
         self.axis = self.canonical_axis(self.param.axis, shapes[0])
         axes = len(shapes[0]) - self.axis - 1
         if axes < 1:
-            raise self.error(f"axis is {self.axis}, which leaves no spatial axes in the bottom {format_shape(shapes[0])}")
+            raise self.error(f"axis is {self.axis}, which leaves no spatial axes: bottom {format_shape(shapes[0])}")
         self.window = window_of(self, axes)
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
@@ -157,11 +157,11 @@ class Crop(Layer):
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape, wanted = shapes
         if len(wanted) < len(shape):
-            raise self.error(f"the reference {format_shape(wanted)} has fewer axes than the bottom {format_shape(shape)}")
+            raise self.error(f"the reference has fewer axes, {format_shape(wanted)}, than the bottom {format_shape(shape)}")
         for axis, offset in enumerate(self.offsets, self.axis):
             if offset + wanted[axis] > shape[axis]:
-                raise self.error(f"axis {axis} of the bottom has {shape[axis]} positions, too few for offset {offset} and "
-                                 f"the {wanted[axis]} of the reference")
+                raise self.error(f"axis {axis} of the bottom has {shape[axis]} positions, too few for offset {offset} "
+                                 f"and the {wanted[axis]} of the reference")
         return [(*shape[:self.axis], *wanted[self.axis:len(shape)])]
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def inv(param: Any, iteration: int, step: int) -> np.float32:
 
 @LR_POLICIES.add("multistep")
 def multistep(param: Any, iteration: int, step: int) -> np.float32:
-    """base_lr * gamma ^ step; `next_step` counts the step"""
+    """base_lr * gamma ^ (number of stepvalues reached)"""
     return np.float32(param.base_lr) * np.float32(param.gamma) ** np.float32(step)
 
 

@@ -64,6 +64,8 @@ class Solver:
         self.param: Any = document.message
         self.dialect = document.dialect
         self.where = document.path or "solver"
+        for note in document.notes:
+            log.warning("%s: %s", self.where, note)
         setup.check(self.param, self.where)
         setup.complete_snapshot_prefix(self.param, document.path)
         lr_policy.check(self.param, self.where)

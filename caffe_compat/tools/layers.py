@@ -9,6 +9,7 @@ import sys
 
 from ..layers import LAYERS
 
+QUIET = True
 HELP = "list the layer types: blobs, settings, source file and line"
 
 

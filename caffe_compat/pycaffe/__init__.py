@@ -1,0 +1,1 @@
+"""The helpers of the `caffe` Python module, under their names."""
