@@ -2,48 +2,15 @@
 
 from __future__ import annotations
 
-import sys
+from math import prod
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
-
-class _Mirror:
-    """A tensor together with the numpy array through which the user reads and writes it.
-
-    On the CPU the array is a view of the tensor. On a GPU it is a host copy: what the user may have written into it
-    is uploaded when the tensor is next read, for as long as anyone holds the array.
-    """
-
-    __slots__ = ("_host", "_tensor")
-
-    def __init__(self, tensor: Tensor | None) -> None:
-        self._tensor = tensor
-        self._host: np.ndarray | None = None
-
-    def get(self) -> Tensor | None:
-        if self._host is not None:
-            self._upload()
-        return self._tensor
-
-    def set(self, tensor: Tensor | None) -> None:
-        self._tensor = tensor
-        self._host = None
-
-    def numpy(self) -> np.ndarray:
-        tensor = self.get().detach()
-        if tensor.device.type == "cpu":
-            return tensor.numpy()
-        if self._host is None:
-            self._host = tensor.cpu().numpy()
-        return self._host
-
-    def _upload(self) -> None:
-        with torch.no_grad():
-            self._tensor.detach().copy_(torch.from_numpy(self._host))
-        if sys.getrefcount(self._host) <= 2:  # this attribute and the call's argument: the user has let go of it
-            self._host = None
+from .errors import NetError
+from .mirror import Mirror
 
 
 class Blob:
@@ -55,8 +22,8 @@ class Blob:
     __slots__ = ("_data", "_diff")
 
     def __init__(self, tensor: Tensor) -> None:
-        self._data = _Mirror(tensor)
-        self._diff = _Mirror(None)
+        self._data = Mirror(tensor)
+        self._diff = Mirror()
 
     @property
     def tensor(self) -> Tensor:
@@ -65,7 +32,7 @@ class Blob:
 
     @tensor.setter
     def tensor(self, value: Tensor) -> None:
-        self._data.set(value)
+        self._data.tensor = value
 
     @property
     def grad(self) -> Tensor | None:
@@ -74,7 +41,7 @@ class Blob:
 
     @grad.setter
     def grad(self, value: Tensor | None) -> None:
-        self._diff.set(value)
+        self._diff.tensor = value
 
     @property
     def data(self) -> np.ndarray:
@@ -84,19 +51,20 @@ class Blob:
     @property
     def diff(self) -> np.ndarray:
         """The gradient, shaped as the blob; what is written into the array is seen by the next update or pass."""
-        if self._diff.get() is None:
-            self._diff.set(torch.zeros_like(self.tensor, requires_grad=False))
+        grad = self._diff.get()
+        if grad is None or grad.shape != self._data.tensor.shape:
+            self._diff.tensor = torch.zeros_like(self._data.tensor, requires_grad=False)
         return self._diff.numpy()
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of each axis."""
-        return tuple(self.tensor.shape)
+        return tuple(self._data.tensor.shape)
 
     @property
     def count(self) -> int:
         """The number of values."""
-        return self.tensor.numel()
+        return self._data.tensor.numel()
 
     def _legacy_axis(self, index: int) -> int:
         shape = self.shape
@@ -109,13 +77,14 @@ class Blob:
 
     def reshape(self, *shape: int) -> None:
         """Gives the blob a new shape; values are kept while the count is, else they are zero until written."""
+        if not all(isinstance(dim, Integral) and dim >= 0 for dim in shape):
+            raise NetError(f"a blob cannot have the shape {shape}; give one whole number, 0 or more, for each axis")
         tensor = self.tensor
-        count = int(np.prod(shape, dtype=np.int64))
-        if count == tensor.numel():
-            self.tensor = tensor.detach().reshape(shape)
+        if prod(shape) == tensor.numel():
+            self.tensor = tensor.detach().reshape(shape).requires_grad_(tensor.requires_grad)
         else:
             self.tensor = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
-        self.grad = None
+        self._diff = Mirror()
 
     def __repr__(self) -> str:
         return f"Blob({' '.join(map(str, self.shape))})"
@@ -138,6 +107,14 @@ class ReshapedBlob(Blob):
     def grad(self) -> Tensor | None:
         grad = self._owner.grad
         return None if grad is None else grad.reshape(self._shape)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._shape
+
+    @property
+    def count(self) -> int:
+        return self._owner.count
 
     @property
     def data(self) -> np.ndarray:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from . import log as logs
 from .errors import CaffeError, did_you_mean
+from .memory import keep_freed_memory
 
 #: The commands: modules of `caffe_compat.tools`.
 COMMANDS = (
@@ -37,6 +38,7 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses and carries out: 0 when all went well, 1 (and one line on stderr) for an error of ours."""
     args = parser.parse_args(argv)
     logs.show(getattr(args, "log_level", logging.INFO))
+    keep_freed_memory()
     try:
         args.run(args)
         sys.stdout.flush()

@@ -31,7 +31,7 @@ def fill(tensor: Tensor, spec: Any, rng: torch.Generator, where: str) -> None:
     if not tensor.numel():
         raise NetError(f"{where}: the blob to fill is empty, its shape is {tuple(tensor.shape)}; give it a size")
     if spec.sparse != -1 and spec.type != "gaussian":
-        raise NetError(f'{where}: the filler "{spec.type}" has sparse: {spec.sparse}, but only "gaussian" can be sparse')
+        raise NetError(f'{where}: the filler "{spec.type}" has sparse: {spec.sparse}; only "gaussian" can be sparse')
     with torch.no_grad():
         filler(tensor, spec, rng, where)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import hdf5, proto
 from .blob import Blob
-from .errors import NetError
+from .errors import NetError, did_you_mean
 from .graph import TEST, TRAIN, filter_layers, insert_splits, place_layers
 from .layers import Context, Layer
 from .layers.norm import BatchNorm, Scale
@@ -116,9 +116,22 @@ class Net:
 
     def forward(self, start: str | None = None, end: str | None = None) -> dict[str, Tensor]:
         """Runs the layers from `start` to `end` (names; the whole net by default); returns the output blobs' tensors."""
-        for position in range(self._position(start, 0), self._position(end, len(self._steps) - 1) + 1):
-            self._run(self._steps[position], position)
+        self.run(start, end)
         return {name: self.blobs[name].tensor.detach() for name in self.outputs}
+
+    def run(self, start: str | None = None, end: str | None = None) -> None:
+        """Runs the layers from `start` to `end` (names; the whole net by default)."""
+        first, last = self._position(start, 0), self._position(end, len(self._steps) - 1)
+        for position in range(first):
+            if self._steps[position].tensors is None:
+                self._take_as_given(position)
+        for position in range(first, last + 1):
+            self._run(self._steps[position], position)
+
+    def _take_as_given(self, position: int) -> None:
+        """Lets what the tops of a layer hold now stand for what it would make."""
+        step = self._steps[position]
+        self._finish(step, position, tuple(blob.tensor for blob in step.tops))
 
     def _run(self, step: Step, position: int) -> None:
         if step.given:
@@ -162,23 +175,51 @@ class Net:
         """Gradients from layer `start` back to layer `end` (names; the whole net by default), after a forward pass.
 
         Starts from the diffs of the blobs that no layer in that range propagates into: the loss weights, and what the
-        user has written there. Parameter diffs are added to (see `clear_param_diffs`), blob diffs replaced.
+        user has written there. Parameter diffs are added to (see `clear_param_diffs`), blob diffs replaced. Layers of
+        the range that never ran are run first.
         """
-        steps = self._steps[self._position(end, 0):self._position(start, len(self._steps) - 1) + 1]
+        first, last = self._position(end, 0), self._position(start, len(self._steps) - 1)
+        steps = self._steps[first:last + 1]
+        self._complete(first, last)
         seeds = self._seeds(steps)
+        if not seeds:
+            return
+        tops, diffs = [tensor for tensor, _ in seeds], [grad for _, grad in seeds]
+        if self.keep_diffs or len(steps) < len(self._steps):
+            self._backward_to_blobs(steps, tops, diffs)
+        else:
+            self._backward_to_params(tops, diffs)
+
+    def _backward_to_blobs(self, steps: list[Step], tops: list[Tensor], diffs: list[Tensor]) -> None:
         params = {id(blob): blob for step in steps if step.need_backward
                   for blob in step.layer.blobs if blob.tensor.requires_grad}
         interior = self._interior(steps) if self.keep_diffs else []
         targets = [blob.tensor for blob in params.values()] + [tensor for _, tensor in interior]
-        if not seeds or not targets:
+        if not targets:
             return
-        grads = torch.autograd.grad([tensor for tensor, _ in seeds], targets, [grad for _, grad in seeds],
-                                    retain_graph=self.keep_diffs, allow_unused=True)
+        grads = _apart(torch.autograd.grad(tops, targets, diffs, retain_graph=self.keep_diffs, allow_unused=True), diffs)
         for blob, grad in zip(params.values(), grads):
             if grad is not None:
                 blob.grad = grad if blob.grad is None else blob.grad.add_(grad)
         for (blob, tensor), grad in zip(interior, grads[len(params):]):
             blob.grad = torch.zeros_like(tensor) if grad is None else grad
+
+    def _backward_to_params(self, tops: list[Tensor], diffs: list[Tensor]) -> None:
+        """The same for the parameters alone, which torch does faster through their `grad`."""
+        for learnable in self.learnable:
+            learnable.blob.tensor.grad = learnable.blob.grad
+        torch.autograd.backward(tops, diffs)
+        for learnable in self.learnable:
+            learnable.blob.grad = learnable.blob.tensor.grad
+            learnable.blob.tensor.grad = None
+
+    def _complete(self, first: int, last: int) -> None:
+        """Makes up for forward passes that there were none of: sources up to `first` and all before it are not run."""
+        for position, step in enumerate(self._steps[:last + 1]):
+            if step.tensors is None and position >= first and not step.layer.is_source:
+                self._run(step, position)
+            elif step.tensors is None:
+                self._take_as_given(position)
 
     def _seeds(self, steps: list[Step]) -> list[tuple[Tensor, Tensor]]:
         """(top, its diff) for all tops of `steps` that have one and that no later one of them propagates into."""
@@ -192,7 +233,8 @@ class Net:
                     continue
                 if blob.grad is None or blob.grad.shape != tensor.shape:
                     weight = step.loss_weights[k]
-                    blob.grad = torch.full_like(tensor, weight, requires_grad=False) if weight else None
+                    wanted = weight or self.force_backward
+                    blob.grad = torch.full_like(tensor, weight, requires_grad=False) if wanted else None
                 if blob.grad is not None:
                     seeds.append((tensor, blob.grad))
         return seeds
@@ -241,7 +283,8 @@ class Net:
         if name is None:
             return default
         if name not in self._positions:
-            raise NetError(f'the net has no layer "{name}"; its layers: {", ".join(self._positions)}', name)
+            raise NetError(f'the net has no layer "{name}"{did_you_mean(name, self._positions)}; its layers: '
+                           f"{', '.join(self._positions)}", name)
         return self._positions[name]
 
     # -- weights ----------------------------------------------------------------------------------------------------
@@ -281,17 +324,35 @@ class Net:
 
     def save(self, path: str | os.PathLike[str], with_diffs: bool = False) -> None:
         """Writes a `.caffemodel`, or HDF5 if `path` ends in .h5; whole or not at all."""
-        document = self.to_document(with_diffs)
         if os.fspath(path).endswith(".h5"):
-            # Caffe leaves shared copies out of HDF5 files.
-            owners = {(learnable.layer_name, learnable.index) for learnable in self.learnable}
-            for i, layer in enumerate(self.layers):
-                for j in range(len(layer.blobs)):
-                    if (layer.name, j) not in owners:
-                        del document.arrays["layer", i, "blobs", j]
-            hdf5.write_weights(path, document)
+            self.save_hdf5(path, with_diffs)
         else:
-            proto.write_binary(path, document)
+            proto.write_binary(path, self.to_document(with_diffs))
+
+    def save_hdf5(self, path: str | os.PathLike[str], with_diffs: bool = False) -> None:
+        """Writes the parameters as HDF5; whole or not at all."""
+        document = self.to_document(with_diffs)
+        # Caffe leaves shared copies out of HDF5 files.
+        owners = {(learnable.layer_name, learnable.index) for learnable in self.learnable}
+        for i, step in enumerate(self._steps):
+            for j in range(len(step.layer.blobs)):
+                if (step.layer.name, j) not in owners:
+                    del document.arrays["layer", i, "blobs", j]
+        hdf5.write_weights(path, document)
+
+
+def _apart(grads: Sequence[Tensor | None], diffs: list[Tensor]) -> list[Tensor | None]:
+    """The gradients, each with memory of its own, to be written into: torch may hand out one of `diffs`, one tensor for
+    several inputs (of a sum), or one value spread over a tensor."""
+    taken = {diff.data_ptr() for diff in diffs}
+    result = []
+    for grad in grads:
+        if grad is not None and (grad.data_ptr() in taken or 0 in grad.stride()):
+            grad = grad.clone(memory_format=torch.contiguous_format)
+        if grad is not None:
+            taken.add(grad.data_ptr())
+        result.append(grad)
+    return result
 
 
 def _fuse(steps: list[Step]) -> None:

@@ -58,8 +58,8 @@ class Step:
     cut: list[int] = field(default_factory=list)
     #: Tops whose gradient is wanted although nothing before them needs one.
     leaves: list[int] = field(default_factory=list)
-    #: The tops of the current pass, as this layer made them.
-    tensors: tuple[Tensor, ...] = ()
+    #: The tops of the current pass, as this layer made them; None before the first.
+    tensors: tuple[Tensor, ...] | None = None
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
 
@@ -113,8 +113,9 @@ class NetBuilder:
         rates = [param.lr_mult for param in spec.param]
         layer.setup(shapes)
         step.shapes = [tuple(shape) for shape in layer.reshape(shapes)]
-        for blob, shape, name in zip(tops, step.shapes, top_names):
-            blob.tensor = torch.zeros(shape, device=context.device)
+        for k, (blob, shape, name) in enumerate(zip(tops, step.shapes, top_names)):
+            initial = layer.initial(k)
+            blob.tensor = torch.zeros(shape, device=context.device) if initial is None else initial
             log.info("Top shape: %s (%s)", format_shape(shape), name)
         self._weigh_losses(step)
         self._add_params(layer)

@@ -80,12 +80,13 @@ def test_same_seed_same_values():
 
 
 def test_unknown_filler_names_place_and_remedy():
-    with pytest.raises(UnknownType, match=r'conv1 \(net.prototxt:3\): unknown filler "xaver" \(did you mean "xavier"\?\)'):
+    message = r'conv1 \(net.prototxt:3\): unknown filler "xaver" \(did you mean "xavier"\?\)'
+    with pytest.raises(UnknownType, match=message):
         filled_by('type: "xaver"', 2, 3)
 
 
 @pytest.mark.parametrize("text, shape, message", [
-    ('type: "xavier" sparse: 2', (2, 3), "sparse is 2"),
+    ('type: "xavier" sparse: 2', (2, 3), "sparse: 2"),
     ('type: "uniform" min: 1 max: 0', (2, 3), "min <= max"),
     ('type: "gaussian" std: 0', (2, 3), "std > 0"),
     ('type: "gaussian" sparse: 3', (2, 3), "between 0 and the 2 outputs"),

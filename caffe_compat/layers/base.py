@@ -96,6 +96,10 @@ class Layer:
         """The tops (a tensor if there is one, else a tuple) of the given bottoms."""
         raise NotImplementedError
 
+    def initial(self, top: int) -> Tensor | None:
+        """What the top of that index holds before the first forward pass, if it is not zeros."""
+        return None
+
     def state(self) -> dict[str, Any] | None:
         """What an exact resume needs beside the blobs (a position in the data, say), as JSON can hold it."""
         return None

@@ -171,6 +171,10 @@ class DummyData(Layer):
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         return self._shapes
 
+    def initial(self, top: int) -> Tensor | None:
+        """The constant, so that what the user writes into it before the first pass stays too."""
+        return self._constants[top]
+
     def forward(self) -> Tensor | tuple[Tensor, ...]:
         self._rng.manual_seed((self._seed + self._draw) % 2**63)
         self._draw += 1

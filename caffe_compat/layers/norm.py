@@ -46,6 +46,8 @@ class LocalResponse(torch.autograd.Function):
     def forward(ctx, x: Tensor, axes: tuple[int, ...], size: int, a: float, beta: float, k: float) -> Tensor:
         scale = _box(x * x, axes, size).mul_(a).add_(k)
         factor = _negative_power(scale, beta)
+        if not ctx.needs_input_grad[0]:
+            return factor.mul_(x)
         ctx.save_for_backward(x, scale, factor)
         ctx.settings = axes, size, -2 * a * beta
         return x * factor
@@ -113,7 +115,7 @@ class BatchNorm(Layer):
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         if len(shapes[0]) < 2 or shapes[0][1] != self.channels:
-            raise self.error(f"the statistics are of {self.channels} channels, but the bottom is {format_shape(shapes[0])}")
+            raise self.error(f"the statistics are of {self.channels} channels, the bottom is {format_shape(shapes[0])}")
         return [shapes[0]]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,8 +205,8 @@ class Broadcast(Layer):
         """The shape of the learned operand: `num_axes` axes of the bottom from `axis` on, -1 for all that follow."""
         axis, count = self.canonical_axis(self.param.axis, shape), self.param.num_axes
         if count < -1 or axis + count > len(shape):
-            raise self.error(f"num_axes is {count} from axis {axis} on, but the bottom is {format_shape(shape)}; give -1 "
-                             "for all axes that follow, or as many as there are")
+            raise self.error(f"num_axes is {count} from axis {axis} on, but the bottom is {format_shape(shape)}; give "
+                             "-1 for all axes that follow, or as many as there are")
         return shape[axis:] if count == -1 else shape[axis:axis + count]
 
     def aligned(self, shape: Shape, operand: Shape) -> Shape:

@@ -135,7 +135,7 @@ class Pooler(Layer):
         window, method = pool.window, self.method
         if any(window.pad) and method == "STOCHASTIC":
             raise self.error(f"stochastic pooling takes no padding, found {' x '.join(map(str, window.pad))}")
-        if any(p >= k for p, k in zip(window.pad, window.kernel) if any(window.pad)):
+        if any(p >= k for p, k in zip(window.pad, window.kernel)):
             raise self.error(f"the padding {' x '.join(map(str, window.pad))} must be smaller than the kernel "
                              f"{' x '.join(map(str, window.kernel))}")
         if any(size < 1 for size in pool.outputs):
@@ -203,17 +203,14 @@ class Pooling(Pooler):
         pool = self._pool(tuple(x.shape[2:]))
         if self.axes == 1:  # as an image of one column
             pool, x = _with_column(pool), x[..., None]
-        if len(self.spec.top) > 1:
-            tops = max_pool(x, pool, with_mask=True)
-        else:
-            tops = (self.pooled(x, pool),)
+        tops = max_pool(x, pool, with_mask=True) if len(self.spec.top) > 1 else (self.pooled(x, pool),)
         return tuple(y[..., 0] for y in tops) if self.axes == 1 else tops
 
 
 def _with_column(pool: Pool) -> Pool:
     window = pool.window
-    image = Window(window.kernel + (1,), window.stride + (1,), window.pad + (0,), window.dilation + (1,))
-    return pool_of(pool.sizes + (1,), image, pool.floor)
+    image = Window((*window.kernel, 1), (*window.stride, 1), (*window.pad, 0), (*window.dilation, 1))
+    return pool_of((*pool.sizes, 1), image, pool.floor)
 
 
 @layer("SPP", param="spp_param")

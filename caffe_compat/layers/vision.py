@@ -157,7 +157,8 @@ class Crop(Layer):
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         shape, wanted = shapes
         if len(wanted) < len(shape):
-            raise self.error(f"the reference has fewer axes, {format_shape(wanted)}, than the bottom {format_shape(shape)}")
+            raise self.error(f"the reference has fewer axes than the bottom: {format_shape(wanted)} against "
+                             f"{format_shape(shape)}")
         for axis, offset in enumerate(self.offsets, self.axis):
             if offset + wanted[axis] > shape[axis]:
                 raise self.error(f"axis {axis} of the bottom has {shape[axis]} positions, too few for offset {offset} "

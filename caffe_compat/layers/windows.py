@@ -76,7 +76,12 @@ def sliding(x: Tensor, window: Window) -> Tensor:
     axes = len(window.kernel)
     for axis, (extent, stride) in enumerate(zip(window.extent, window.stride), 2):
         x = x.unfold(axis, extent, stride)
-    return x[(...,) + tuple(slice(None, None, d) for d in window.dilation)] if axes else x
+    return x[(..., *every(window.dilation))] if axes else x
+
+
+def every(steps: Shape) -> tuple[slice, ...]:
+    """The indices that take every step-th position of each axis."""
+    return tuple(slice(None, None, step) for step in steps)
 
 
 def padded(x: Tensor, margins: tuple[tuple[int, int], ...], value: float = 0.0) -> Tensor:
@@ -112,7 +117,7 @@ def convolve_transposed(x: Tensor, weight: Tensor, bias: Tensor | None, window: 
     """The transpose of `convolve`; `weight` is (channels, outputs / group, kernel...)."""
     axes = len(window.kernel)
     spread = x.new_zeros(*x.shape[:2], *((n - 1) * s + 1 for n, s in zip(x.shape[2:], window.stride)))
-    spread[(...,) + tuple(slice(None, None, s) for s in window.stride)] = x
+    spread[(..., *every(window.stride))] = x
     spread = padded(spread, tuple((e - 1 - p, e - 1 - p) for e, p in zip(window.extent, window.pad)))
     turned = weight.reshape(group, weight.shape[0] // group, *weight.shape[1:]).transpose(1, 2)
     turned = turned.reshape(-1, weight.shape[0] // group, *window.kernel).flip(tuple(range(2, 2 + axes)))

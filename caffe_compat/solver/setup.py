@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,21 +69,21 @@ def _seed(param: Any) -> int | None:
     return param.random_seed if param.random_seed >= 0 else None
 
 
-def train_net(solver: Document, device: torch.device, keep_diffs: bool) -> Net:
-    """The net to train. Its state: phase TRAIN, then the net file's `state`, then train_state."""
+def train_net(solver: Document, make_net: Callable[..., Net], keep_diffs: bool) -> Net:
+    """The net to train, as `Solver.make_net` makes it. Its state: phase TRAIN, the net file's `state`, then train_state."""
     param = solver.message
     field = next(name for name in _TRAIN_FIELDS if param.HasField(name))
     log.info("Creating training net from %s", field)
     document = _net_document(solver, getattr(param, field))
     _merge_state(document.message, TRAIN, param.train_state if param.HasField("train_state") else None)
-    net = Net(document, document.message.state.phase, device=device, seed=_seed(param), keep_diffs=keep_diffs)
+    net = make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=keep_diffs)
     for weights in param.weights if "weights" in param.DESCRIPTOR.fields_by_name else ():
         for path in weights.split(","):
             net.copy_from(path.strip())
     return net
 
 
-def test_nets(solver: Document, device: torch.device) -> list[Net]:
+def test_nets(solver: Document, make_net: Callable[..., Net]) -> list[Net]:
     """The test nets, in Caffe's order: test_net_param, test_net, then the net itself for each test_iter that is left."""
     param = solver.message
     sources = [*param.test_net_param, *param.test_net]
@@ -102,8 +103,7 @@ def test_nets(solver: Document, device: torch.device) -> list[Net]:
         log.info("Creating test net (#%d)", i)
         document = _net_document(solver, source)
         _merge_state(document.message, TEST, param.test_state[i] if param.test_state else None)
-        seed = _seed(param)
-        nets.append(Net(document, document.message.state.phase, device=device, seed=seed, keep_diffs=False))
+        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=False))
     return nets
 
 

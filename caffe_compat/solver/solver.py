@@ -71,8 +71,8 @@ class Solver:
         lr_policy.check(self.param, self.where)
         self.device = torch.device(device) if device is not None else setup.device_of(self.param)
         log.info("Initializing solver from parameters: \n%s", proto.dump_text(self.param))
-        self.net: Net = setup.train_net(document, self.device, keep_diffs)
-        self.test_nets: list[Net] = setup.test_nets(document, self.device)
+        self.net: Net = setup.train_net(document, self.make_net, keep_diffs)
+        self.test_nets: list[Net] = setup.test_nets(document, self.make_net)
         self.rule = RULES.get(self.param.type, self.where)(self.param, self.where)
         self._regularize = REGULARIZATIONS.get(self.param.regularization_type, self.where)
 
@@ -93,6 +93,10 @@ class Solver:
             for learnable in self.net.learnable]
         self._groups = self._group()
         log.info("Solver scaffolding done.")
+
+    def make_net(self, document: Document, phase: int, **options: Any) -> Net:
+        """Builds one of the solver's nets."""
+        return Net(document, phase, device=self.device, **options)
 
     def _group(self) -> list[_Group]:
         groups: dict[tuple[float, float], _Group] = {}
@@ -174,7 +178,7 @@ class Solver:
             return
         if self.param.display and self.iter % self.param.display == 0:
             with torch.no_grad():
-                self.net.forward()
+                self.net.run()
             self._smooth(self.net.loss)
             log.info("Iteration %d, loss = %g", self.iter, self._smoothed)
         if self.param.test_interval and self.iter % self.param.test_interval == 0:
@@ -293,7 +297,9 @@ class Solver:
             if self.stopped:
                 log.info("Test interrupted.")
                 return TestScores(net_id, [], 0.0)
-            for name, tensor in net.forward().items():
+            net.run()
+            for name in net.outputs:
+                tensor = net.blobs[name].tensor
                 totals[name] = totals[name] + tensor if name in totals else tensor
             if self.param.test_compute_loss:
                 loss = loss + net.loss

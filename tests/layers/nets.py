@@ -9,13 +9,17 @@ from caffe_compat.net import Net
 
 
 def one_layer(layer: str, *shapes: tuple[int, ...], phase: str = "TRAIN", dialect=None) -> Net:
-    """A net of one layer called "layer" whose bottoms b0, b1, ... have the given shapes; `layer` is the rest of its text."""
-    inputs = "".join(
-        f'layer {{ name: "in{i}" type: "Input" top: "b{i}" input_param {{ shape {{ {" ".join(f"dim: {d}" for d in shape)} }} }} }}\n'
-        for i, shape in enumerate(shapes))
+    """A net of one layer called "layer" on bottoms b0, b1, ... of the given shapes; `layer` is the rest of its text."""
+    inputs = "".join(f'layer {{ name: "in{i}" type: "Input" top: "b{i}" input_param {{ {shape_text(shape)} }} }}\n'
+                     for i, shape in enumerate(shapes))
     bottoms = " ".join(f'bottom: "b{i}"' for i in range(len(shapes)))
     text = f'force_backward: true\n{inputs}layer {{ name: "layer" {bottoms} {layer} }}\n'
     return Net(proto.parse_text(text, "NetParameter", dialect=dialect), phase, seed=3)
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """`shape { dim: 2 dim: 3 }`."""
+    return f"shape {{ {' '.join(f'dim: {d}' for d in shape)} }}"
 
 
 def run(net: Net, *bottoms: np.ndarray) -> np.ndarray:

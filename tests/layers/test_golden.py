@@ -1,4 +1,4 @@
-"""Every layer case recorded from Caffe, through `Net`; and every registered type has such cases or a test of its own."""
+"""Every layer case recorded from Caffe, through `Net`; every registered type has such cases or a test of its own."""
 
 from __future__ import annotations
 
@@ -21,19 +21,33 @@ NOT_AS_RECORDED = {
 }
 
 #: The test file of each type that no recording exists for.
-OWN_TESTS: dict[str, str] = {"Silence": "test_utility.py"}
+OWN_TESTS = {
+    "Data": "test_data.py",
+    "HDF5Output": "test_sources.py",
+    "ImageData": "test_image_data.py",
+    "Python": "test_python.py",
+    "Silence": "test_utility.py",
+    "WindowData": "test_image_data.py",
+}
+RECORDED = sorted({case["type"] for case in golden.all_cases()})
 
 
-def as_recorded() -> list[dict]:
-    return [case for case in golden.all_cases() if case["name"] not in NOT_AS_RECORDED]
+def as_recorded(*types: str) -> list[dict]:
+    return [case for case in golden.cases(*types) if case["name"] not in NOT_AS_RECORDED]
 
 
-@pytest.mark.parametrize("case", as_recorded(), ids=lambda case: case["name"])
+@pytest.mark.parametrize("case", as_recorded(*RECORDED), ids=lambda case: case["name"])
 def test_case(case):
     """Forward and backward give what Caffe gave."""
-    if case["type"] not in LAYERS:
-        pytest.skip(f"layer type {case['type']} is not registered yet")
     golden.check(case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("type", RECORDED)
+def test_cases_on_a_gpu(type):
+    """So they do on CUDA."""
+    for case in as_recorded(type):
+        golden.check(case, "cuda")
 
 
 @pytest.mark.parametrize("name", NOT_AS_RECORDED)
@@ -41,9 +55,10 @@ def test_in_place_is_as_not_in_place(name):
     """Where Caffe's in-place layer is wrong, ours gives what the layer gives with a top of its own."""
     case = golden.case_named(name)
     assert case["quirk"]
-    bottom = case["tops"][0]
+    (bottom,) = case["tops"]
     head, layer = case["prototxt"].split('name: "layer"')
-    apart = dict(case, prototxt=f'{head}name: "layer"{layer}'.replace(f'{layer}', layer.replace(f'top: "{bottom}"', 'top: "t"')))
+    layer = layer.replace(f'top: "{bottom}"', 'top: "t"')
+    apart = dict(case, prototxt=f'{head}name: "layer"{layer}')
     nets = [golden.build(variant) for variant in (case, apart)]
     for net, top in zip(nets, (bottom, "t")):
         golden.run_forward(net, case)
@@ -56,8 +71,7 @@ def test_in_place_is_as_not_in_place(name):
 
 def test_every_type_is_tested():
     """A type that is registered is recorded, or has a test file of its own that names it."""
-    recorded = {case["type"] for case in golden.all_cases()}
     for name in LAYERS.names():
-        if name not in recorded:
+        if name not in RECORDED:
             assert name in OWN_TESTS, f"layer type {name} has no recorded case and no test in OWN_TESTS"
             assert f'"{name}"' in (Path(__file__).parent / OWN_TESTS[name]).read_text(), f"{OWN_TESTS[name]}: {name}"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import one_layer, run, values
+from nets import one_layer, run, shape_text, values
 
 from caffe_compat import proto
 from caffe_compat.errors import NetError
@@ -50,8 +50,8 @@ def test_batch_norm_statistics_over_many_passes():
     test = one_layer(batch_norm(), (4, 3, 2, 5), phase="TEST")
     test.share_with(net)
     y = run(test, x)
-    axes = (slice(None), None, None)
-    np.testing.assert_allclose(y, (x - (mean / divisor)[axes]) / np.sqrt(variance / divisor + 1e-5)[axes], rtol=1e-4, atol=1e-5)
+    mean, deviation = (mean / divisor).reshape(3, 1, 1), np.sqrt(variance / divisor + 1e-5).reshape(3, 1, 1)
+    np.testing.assert_allclose(y, (x - mean) / deviation, rtol=1e-4, atol=1e-5)
     assert float(net.params["layer"][2].data[0]) == pytest.approx(divisor)
 
 
@@ -67,12 +67,11 @@ def test_batch_norm_parameters_are_never_learned():
 @pytest.mark.parametrize("bias", ["true", "false"])
 def test_a_fused_scale_changes_nothing(phase, shape, bias):
     """BatchNorm and Scale at once give the tops, gradients and statistics that they give one after the other."""
-    shape_text = " ".join(f"dim: {d}" for d in shape)
     text = f"""force_backward: true
-        layer {{ name: "in" type: "Input" top: "x" input_param {{ shape {{ {shape_text} }} }} }}
+        layer {{ name: "in" type: "Input" top: "x" input_param {{ {shape_text(shape)} }} }}
         layer {{ name: "norm" type: "BatchNorm" bottom: "x" top: "x" }}
         layer {{ name: "scale" type: "Scale" bottom: "x" top: "x"
-                 scale_param {{ bias_term: {bias} filler {{ type: "gaussian" }} bias_filler {{ type: "gaussian" }} }} }}"""
+                 scale_param {{ bias_term: {bias} filler {{ type: "xavier" }} bias_filler {{ type: "xavier" }} }} }}"""
     seen = []
     for fused in (False, True):
         net = Net(proto.parse_text(text, "NetParameter"), phase, seed=3)

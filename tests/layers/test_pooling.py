@@ -67,7 +67,8 @@ def test_every_window(method, mode):
     assert tried > 40
 
 
-@pytest.mark.parametrize("settings", ["kernel_size: 3 stride: 2", "kernel_size: 3 stride: 3 pad: 2", "kernel_size: 1 stride: 4"])
+@pytest.mark.parametrize("settings", ["kernel_size: 3 stride: 2", "kernel_size: 3 stride: 3 pad: 2",
+                                      "kernel_size: 1 stride: 4"])
 def test_mask(settings):
     """The index of the maximum in its plane, -1 for an empty window."""
     x = values(2, 3, 6, 6)
@@ -92,7 +93,8 @@ def test_gradient_of_an_empty_window_goes_nowhere():
 
 
 @pytest.mark.parametrize("method", ["MAX", "AVE"])
-@pytest.mark.parametrize("settings", ["kernel_size: 3 stride: 2", "kernel_size: 2 stride: 3 pad: 1", "global_pooling: true"])
+@pytest.mark.parametrize("settings", ["kernel_size: 3 stride: 2", "kernel_size: 2 stride: 3 pad: 1",
+                                      "global_pooling: true"])
 def test_one_and_three_axes(method, settings):
     """One axis is an image of one column; three axes of which one has size and kernel 1 are an image."""
     settings = f"pool: {method} {settings}"
@@ -201,6 +203,7 @@ def test_pyramids_that_cannot_be(text, shape, message):
 
 def test_stochastic_pyramid():
     x = abs(values(2, 3, 8, 8))
-    y = run(one_layer('type: "SPP" top: "y" spp_param { pyramid_height: 2 pool: STOCHASTIC }', x.shape, phase="TEST"), x)
+    text = 'type: "SPP" top: "y" spp_param { pyramid_height: 2 pool: STOCHASTIC }'
+    y = run(one_layer(text, x.shape, phase="TEST"), x)
     np.testing.assert_allclose(y[:, :3], (x ** 2).sum((2, 3)) / x.sum((2, 3)), rtol=1e-5)
     assert y.shape == (2, 15)

@@ -78,7 +78,7 @@ def test_all_bottoms_have_one_shape():
 
 def test_channels_may_not_change():
     net = one_layer(convolution("kernel_size: 3"), (2, 6, 12, 10))
-    with pytest.raises(NetError, match="made for 6 channels"):
+    with pytest.raises(NetError, match="made for 6 channels at axis 1 and 2 spatial axes"):
         net.layer_dict["layer"].reshape([(2, 5, 12, 10)])
     with pytest.raises(NetError, match="2 spatial axes"):
         net.layer_dict["layer"].reshape([(2, 6, 12)])
@@ -90,7 +90,7 @@ def test_deconvolution_that_cannot_be():
 
 
 def test_deconvolution_is_the_transpose_of_a_convolution():
-    """<conv(x), y> = <x, deconv(y)> with the same kernels, for four spatial axes, groups, strides, pads and dilations."""
+    """<conv(x), y> = <x, deconv(y)> with the same kernels, for four spatial axes, groups, strides, pads, dilations."""
     settings = ("kernel_size: 2 stride: 2 stride: 1 stride: 3 stride: 1 pad: 1 "
                 "dilation: 1 dilation: 2 dilation: 1 dilation: 1 group: 2 bias_term: false")
     shape = (2, 6, 6, 5, 6, 4)
@@ -107,9 +107,9 @@ def test_deconvolution_is_the_transpose_of_a_convolution():
 
 def test_more_axes_than_torch_has():
     """Four spatial axes with a kernel of 1 in the last is the three-axis convolution of each slice."""
-    four = one_layer(convolution("kernel_size: 2 kernel_size: 3 kernel_size: 2 kernel_size: 1 group: 2 pad: 1 pad: 0 pad: 1 pad: 0"),
-                     (2, 6, 4, 5, 4, 3))
-    three = one_layer(convolution("kernel_size: 2 kernel_size: 3 kernel_size: 2 group: 2 pad: 1 pad: 0 pad: 1"), (2, 6, 4, 5, 4))
+    settings = "group: 2 kernel_size: 2 kernel_size: 3 kernel_size: 2 pad: 1 pad: 0 pad: 1"
+    four = one_layer(convolution(f"{settings} kernel_size: 1 pad: 0"), (2, 6, 4, 5, 4, 3))
+    three = one_layer(convolution(settings), (2, 6, 4, 5, 4))
     three.params["layer"][0].data[...] = four.params["layer"][0].data[..., 0]
     three.params["layer"][1].data[...] = four.params["layer"][1].data
     x = values(2, 6, 4, 5, 4, 3)
@@ -143,7 +143,7 @@ def test_kernels_are_channels_last_on_the_cpu():
     ('type: "Im2col" top: "y" convolution_param { kernel_size: 9 }', [(1, 2, 8, 8)], "does not fit"),
     ('type: "Im2col" top: "y" convolution_param { kernel_size: 2 axis: 3 }', [(1, 2, 8, 8)], "no spatial axes"),
     ('type: "Crop" top: "y" crop_param { offset: 1 }', [(1, 2, 8, 8), (1, 2, 8, 7)], "axis 2 of the bottom has 8"),
-    ('type: "Crop" top: "y" crop_param { offset: 1 offset: 1 offset: 1 }', [(1, 2, 8, 8), (1, 2, 4, 4)], "given 3 times"),
+    ('type: "Crop" top: "y" crop_param { offset: 1 offset: 1 offset: 1 }', [(1, 2, 8, 8), (1, 2, 4, 4)], "3 times"),
     ('type: "Crop" top: "y"', [(1, 2, 8, 8), (1, 2, 4)], "fewer axes"),
     ('type: "Crop" top: "y" crop_param { axis: 4 }', [(1, 2, 8, 8), (1, 2, 4, 4)], "axis is 4"),
     ('type: "Crop" top: "y"', [(1, 2, 8, 8)], "takes 2 bottom"),
