@@ -37,7 +37,8 @@ class Net:
     given as arguments they take precedence over the file's `state`, stages are added to it. `seed` makes fillers,
     dropout and random crops reproducible. With `keep_diffs` the diffs of all blobs are there after a backward pass, as
     in Caffe; without it only the parameters' are, which saves their memory, and BatchNorm and Scale run as one.
-    On CUDA, TF32 is switched off for the process: Caffe computes in float32.
+    With `caffe_arithmetic` convolutions are computed by Caffe's own algorithm, which is slower, so that sums are rounded
+    as there (see `layers.image_products`). On CUDA, TF32 is switched off for the process: Caffe computes in float32.
 
     Raises `NetError` naming the layer and its file:line for a net that cannot be, `UnknownType` for an unknown layer.
     """
@@ -45,6 +46,7 @@ class Net:
     def __init__(
         self, source: str | os.PathLike[str] | Document, phase: str | int = "TEST", *, level: int | None = None,
         stages: Sequence[str] = (), device: torch.device | str = "cpu", seed: int | None = None, keep_diffs: bool = True,
+        caffe_arithmetic: bool = False,
     ) -> None:
         document = source if isinstance(source, Document) else proto.read_text(os.fspath(source), "NetParameter")
         for note in document.notes:
@@ -59,10 +61,9 @@ class Net:
         self.keep_diffs = keep_diffs
         self.state = _net_state(document.message, self.phase, level, stages)
         self.force_backward: bool = document.message.force_backward
-        if self.device.type == "cuda":
-            # Caffe computes in float32; TF32 keeps 10 bits of the mantissa.
-            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        compute_in_float32(self.device)
         self.context = Context.make(self.phase == TRAIN, self.device, seed)
+        self.context.caffe_arithmetic = caffe_arithmetic
 
         builder = NetBuilder(self.context, self.force_backward)
         builder.build(insert_splits(filter_layers(place_layers(document), self.state)))
@@ -172,6 +173,10 @@ class Net:
         return torch.zeros((), device=self.device) if total is None else total
 
     def backward(self, start: str | None = None, end: str | None = None) -> None:
+        """Gradients from layer `start` back to layer `end`; see `propagate`."""
+        self.propagate(start, end)
+
+    def propagate(self, start: str | None = None, end: str | None = None) -> None:
         """Gradients from layer `start` back to layer `end` (names; the whole net by default), after a forward pass.
 
         Starts from the diffs of the blobs that no layer in that range propagates into: the loss weights, and what the
@@ -255,7 +260,7 @@ class Net:
         """One forward and one backward pass of the whole net; returns `loss`, without waiting for the device."""
         for position, step in enumerate(self._steps):
             self._run(step, position)
-        self.backward()
+        self.propagate()
         return self.loss
 
     def clear_param_diffs(self) -> None:
@@ -339,6 +344,12 @@ class Net:
                 if (step.layer.name, j) not in owners:
                     del document.arrays["layer", i, "blobs", j]
         hdf5.write_weights(path, document)
+
+
+def compute_in_float32(device: torch.device) -> None:
+    """Switches TF32 off on CUDA, which keeps 10 bits of the mantissa: Caffe computes in float32."""
+    if device.type == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def _apart(grads: Sequence[Tensor | None], diffs: list[Tensor]) -> list[Tensor | None]:

@@ -35,10 +35,11 @@ def load() -> tuple[Callable[..., Any], ...]:
 def create_solver(source: str | os.PathLike[str] | Document, *, as_reference: bool = False, **options: Any) -> Solver:
     """A `Solver` (which see for `options`) with the plug-ins attached that its settings ask for.
 
-    `as_reference` makes plug-ins follow the defects of the implementation they reproduce, for comparing with it.
+    `as_reference` is for comparing with recorded runs: plug-ins follow the defects of the implementation they reproduce,
+    and training is by Caffe's own arithmetic.
     """
     plugins = load()
-    solver = Solver(source, **options)
+    solver = Solver(source, caffe_arithmetic=as_reference, **options)
     for attach in plugins:
         attach(solver, as_reference=as_reference)
     return solver

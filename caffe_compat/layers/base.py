@@ -33,6 +33,7 @@ Count = int | tuple[int, int | None]
 class Context:
     """What a layer may know of the net it is part of.
 
+    `caffe_arithmetic` asks for Caffe's own algorithms where others round differently (see `image_products`).
     `device` is where its tensors live, `rng` the generator (of that device) for what is random in a forward pass,
     `fill_rng` the CPU generator that fillers draw from. `training` is False in the TEST phase.
     """
@@ -41,6 +42,7 @@ class Context:
     device: torch.device
     rng: torch.Generator
     fill_rng: torch.Generator = field(default_factory=torch.Generator)
+    caffe_arithmetic: bool = False
 
     @classmethod
     def make(cls, training: bool, device: torch.device | str = "cpu", seed: int | None = None) -> Context:

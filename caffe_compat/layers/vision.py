@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Layer, Shape, format_shape, layer
+from .image_products import convolve_images
 from .windows import Window, channels_last, columns, convolve, convolve_transposed, window_of
 
 
@@ -85,6 +86,8 @@ class Convolution(SlidingKernels):
 
     def _operation(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         window, group = self.window, self.param.group
+        if self.context.caffe_arithmetic and len(window.kernel) == 2:
+            return partial(convolve_images, window=window, group=group)
         kernels = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}.get(len(window.kernel))
         if kernels is None:
             return partial(convolve, window=window, group=group)

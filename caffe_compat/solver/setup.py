@@ -69,14 +69,15 @@ def _seed(param: Any) -> int | None:
     return param.random_seed if param.random_seed >= 0 else None
 
 
-def train_net(solver: Document, make_net: Callable[..., Net], keep_diffs: bool) -> Net:
-    """The net to train, as `Solver.make_net` makes it. Its state: phase TRAIN, the net file's `state`, then train_state."""
+def train_net(solver: Document, make_net: Callable[..., Net], **options: Any) -> Net:
+    """The net to train, as `Solver.make_net` makes it, with Net's `options`. Its state: phase TRAIN, the net file's
+    `state`, then train_state."""
     param = solver.message
     field = next(name for name in _TRAIN_FIELDS if param.HasField(name))
     log.info("Creating training net from %s", field)
     document = _net_document(solver, getattr(param, field))
     _merge_state(document.message, TRAIN, param.train_state if param.HasField("train_state") else None)
-    net = make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=keep_diffs)
+    net = make_net(document, document.message.state.phase, seed=_seed(param), **options)
     for weights in param.weights if "weights" in param.DESCRIPTOR.fields_by_name else ():
         for path in weights.split(","):
             net.copy_from(path.strip())

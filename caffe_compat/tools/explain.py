@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..net import Net
 from ..proto import read_text
 from ..solver import lr_policy, setup
 from ..solver.lr_policy import LR_POLICIES
@@ -24,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     param = document.message
     setup.check(param, args.solver)
     lr_policy.check(param, args.solver)
-    net = setup.train_net(document, setup.device_of(param), keep_diffs=False)
+    net = setup.train_net(document, Net)
     print(f"{args.solver}: {param.type}, momentum {param.momentum:g}, weight_decay {param.weight_decay:g} "
           f"({param.regularization_type}), iter_size {param.iter_size}, max_iter {param.max_iter}")
     rows = []

@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(parser, "sigint_effect", default="stop", help="on SIGINT: stop (with a snapshot), snapshot or none")
     flag(parser, "sighup_effect", default="snapshot", help="on SIGHUP: stop, snapshot or none")
     parser.add_argument("--as-reference", action="store_true",
-                        help="follow the defects of the reference implementation (pruning); see the increg package")
+                        help="for comparing with recorded runs: follow the defects of the reference implementation of a "
+                             "pruning method (see the increg package) and Caffe's own arithmetic")
 
 
 def run(args: argparse.Namespace) -> None:
