@@ -1,0 +1,215 @@
+"""`PruneHook`: connects a solver with a `Pruner` and the schedule. Glue: no arithmetic, no decisions."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from caffe_compat.errors import SolverError
+from caffe_compat.proto import Document
+from caffe_compat.solver.hooks import SolverHook
+from caffe_compat.solver.solver import Solver
+
+from . import coupling, state
+from .budget import Budget
+from .config import PruneConfig
+from .prunable import find_layers
+from .pruner import Pruner
+from .stage_state import StageState
+from .stages import Stages, say
+from .state import LayerState
+
+
+class PruneHook(SolverHook):
+    """Prunes while `solver` trains. `layers` is what it knows of each layer, `stages.now` of the schedule.
+
+    In an iteration, in the order of the solver's events: masks on weights, masks on diffs, punishment (after weight
+    decay, before momentum), schedule.
+    """
+
+    name = "increg"
+
+    def __init__(self, solver: Solver, config: PruneConfig) -> None:
+        self.solver = solver
+        self.config = config
+        self.layers: list[LayerState] = find_layers(solver.net, config, solver.param.weight_decay)
+        links = (coupling.as_reference(self.layers, solver.device) if config.as_reference
+                 else coupling.from_net(solver.net, self.layers, solver.device))
+        self.pruner = Pruner(self.layers, config, links, solver.device)
+        self.stages = Stages(config, self.layers, self)
+        self._check_tests()
+        self._loaded = ""
+        self._marks: dict[str, Tensor] = {}
+        self._last_snapshot = ""
+        self._stale_budget = True
+        solver.set_pass_multiplier(config.passes["prune"])
+
+    def _check_tests(self) -> None:
+        nets = self.solver.test_nets
+        if self.config.retrain_test_interval and not (nets and any("ccuracy" in name for name in nets[-1].outputs)):
+            raise SolverError(f"{self.config.where}: retrain_test_interval is {self.config.retrain_test_interval}, but the "
+                              'last test net has no output with "ccuracy" in its name, by which retraining is judged; '
+                              f"its outputs: {', '.join(nets[-1].outputs) if nets else 'there is no test net'}")
+
+    # -- the solver's events --------------------------------------------------------------------------------------------
+
+    def on_train_begin(self, solver: Solver) -> None:
+        """Snapshots what pruning starts from."""
+        for layer in self.layers:
+            layer.update_ratios()
+        self.stages.begin()
+
+    @torch.no_grad()
+    def on_start(self, solver: Solver) -> None:
+        """Neighbours follow, finished layers are found, weights are masked."""
+        step = solver.iter + 1
+        if self.pruner.take_stock(self.stages.now.state == "prune", lambda layer: self.stages.check_layer(layer, step)):
+            self._stale_budget = True
+        self.pruner.mask_weights()
+
+    @torch.no_grad()
+    def on_gradients_ready(self, solver: Solver) -> None:
+        """Diffs are masked."""
+        self.pruner.mask_diffs()
+
+    @torch.no_grad()
+    def on_regularize(self, solver: Solver) -> None:
+        """Groups are punished and pruned, momentum is masked."""
+        self.pruner.regularize(solver.iter + 1, self.stages.now.ceiling, solver.history)
+
+    def on_updated(self, solver: Solver) -> None:
+        """The schedule moves on; the learning rate of the first update is held."""
+        now = self.stages.now
+        if not now.rate:
+            self.set_rate(np.float32(solver.rate))
+            now.rate = solver.rate
+        before = now.state, now.stage
+        self.stages.after_update()
+        if self._stale_budget:
+            self.stages.update_budget()
+            self._stale_budget = False
+        if (now.state, now.stage) != before:
+            self.pruner.changed = True
+
+    def on_snapshot(self, solver: Solver) -> None:
+        """Of the regular snapshots only the newest is kept."""
+        stem = f"{solver.param.snapshot_prefix}_iter_{solver.iter}"
+        if self._last_snapshot not in ("", stem):
+            for ending in (".caffemodel", ".solverstate"):
+                with suppress(FileNotFoundError):
+                    os.unlink(self._last_snapshot + ending)
+        self._last_snapshot = stem
+
+    def on_train_end(self, solver: Solver) -> None:
+        """Prints what is pruned."""
+        if not self.stages.now.done:
+            self.report_layers()
+
+    # -- snapshots ------------------------------------------------------------------------------------------------------
+
+    def save_state(self, solver: Solver, document: Document, extra: dict[str, bytes]) -> None:
+        """The fork's fields, and in `extra` what it has none for."""
+        now, message = self.stages.now, document.message
+        message.prune_state, message.prune_stage = now.state, now.stage
+        message.stage_iter_prune_finished, message.last_feasible_prune_iter = now.finished_iter, now.feasible_iter
+        state.write(document, self.layers, solver.learnable, self.pruner.table, self.pruner.unit)
+        extra[self.name] = json.dumps({
+            "stages": now.to_json(), "layers": {layer.name: state.to_extra(layer) for layer in self.layers}}).encode()
+
+    def load_state(self, solver: Solver, document: Document, extra: dict[str, bytes]) -> None:
+        """Takes everything back; in a roll-back (`restore`) only what belongs to the weights, not the schedule."""
+        self._marks = state.read(document, self.layers, len(solver.learnable), self.pruner.table, self.pruner.unit)
+        own = json.loads(extra[self.name]) if self.name in extra else None
+        exact = own and not (self._loaded == "roll back" and self.config.as_reference)
+        if exact:
+            for layer in self.layers:
+                state.masks_from_extra(layer, own["layers"][layer.name])
+        if self._loaded == "roll back":
+            self._loaded = "roll back exactly" if exact else "roll back"
+            return
+        self._loaded = "exactly" if exact else "fields"
+        state.read_ratios(document, self.layers)
+        if own:
+            self.stages.now = StageState.from_json(own["stages"])
+            for layer in self.layers:
+                layer.finished = own["layers"][layer.name]["finished"]
+        else:
+            self.stages.load_fields(document.message, document.path)
+
+    @torch.no_grad()
+    def on_weights_loaded(self, solver: Solver) -> None:
+        """Works out what is pruned from the weights, unless a snapshot of ours has told it."""
+        how, self._loaded = self._loaded, ""
+        for layer in self.layers:
+            if not how.endswith("exactly"):
+                state.restore_masks(layer, self.pruner.unit, self._marks.get(layer.name))
+            layer.update_ratios()
+            if how != "exactly":
+                self.stages.check_layer(layer, solver.iter + 1)
+        self._marks = {}
+        if how in ("fields", "exactly"):
+            self.stages.resume(exactly=how == "exactly")
+        self.pruner.start_over()
+        self._stale_budget = True
+
+    # -- what the schedule acts through ---------------------------------------------------------------------------------
+
+    @property
+    def iter(self) -> int:
+        """The number of the iteration, from 0."""
+        return self.solver.iter
+
+    def accuracies(self) -> list[np.float32] | None:
+        """The accuracies of the last test net."""
+        results = self.solver.test_all()
+        if self.solver.stopped or not results:
+            return None
+        return [np.float32(value) for name, value in results[-1].scores if "ccuracy" in name]
+
+    def snapshot(self, infix: str) -> None:
+        """Writes `<snapshot_prefix><infix>_iter_<iter>`."""
+        self.solver.snapshot(infix)
+
+    def restore(self, infix: str, iteration: int) -> str:
+        """Goes back to such a snapshot; the schedule stays where it is."""
+        path = f"{self.solver.param.snapshot_prefix}{infix}_iter_{iteration}.solverstate"
+        self._loaded = "roll back"
+        try:
+            self.solver.restore(path)
+        finally:
+            self._loaded = ""
+        return path
+
+    def set_rate(self, rate: np.float32) -> None:
+        """Holds the learning rate; 0 gives it back to lr_policy."""
+        self.solver.set_rate(float(rate) or None)
+
+    def set_passes(self, passes: int) -> None:
+        """Passes an iteration, times iter_size, from the next one on."""
+        self.solver.set_pass_multiplier(passes)
+
+    def clear_left_over(self, layer: LayerState, ceiling: np.float32) -> list[float]:
+        """See `Pruner.clear_left_over`."""
+        return self.pruner.clear_left_over(layer, float(ceiling))
+
+    def budget(self) -> Budget:
+        """See `Pruner.budget`."""
+        return self.pruner.budget()
+
+    def report_layers(self) -> None:
+        """The reference's table of what is pruned."""
+        say("[app]\n[app] Print final pruned ratio of all layers:")
+        for layer in self.layers:
+            rows, columns, layout = int(layer.num_rows), int(layer.num_columns), layer.layout
+            shape = state.format_shape(layout.shape)
+            say(f"[app]    {layer.name}, shape = {shape} | num_col = {layout.columns}, num_pruned_col = {columns} "
+                f"({columns / layout.columns:f}) | num_row = {layout.rows}, num_pruned_row = {rows} ({rows / layout.rows:f})")
+
+    def stop(self) -> None:
+        """Ends training."""
+        self.solver.stop()

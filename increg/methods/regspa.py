@@ -1,0 +1,40 @@
+"""`RegSpa_Col`: incremental regularization of kernel positions (Wang et al., JSTSP 2019), and their rectangles."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..groups import Position
+from .base import METHODS
+from .reg import Reg
+
+
+@METHODS.add("RegSpa_Col")
+class RegSpaCol(Reg):
+    """Prunes kernel positions over all filters and channels; what a finished layer keeps becomes a rectangle, so that
+    its kernel is a smaller kernel."""
+
+    name = "RegSpa_Col"
+    unit = Position()
+    rectangle = True
+
+
+class RegSpaColAsReference(RegSpaCol):
+    """The reference as its recipes use it (prune_method Reg_Col, regularization_type RegSpa_Col): no rectangles."""
+
+    rectangle = False
+
+
+def nearest_rectangle(kept: Tensor) -> Tensor:
+    """The axis-aligned rectangle that differs from `kept` (height, width; bool) in the fewest places, as bool.
+
+    Of several, the first by (top, left, bottom, right).
+    """
+    height, width = kept.shape
+    corners = torch.cartesian_prod(*(torch.arange(n, device=kept.device) for n in (height, width, height, width)))
+    top, left, bottom, right = corners[(corners[:, 0] <= corners[:, 2]) & (corners[:, 1] <= corners[:, 3])].T[..., None]
+    rows, columns = (torch.arange(n, device=kept.device) for n in (height, width))
+    inside = ((top <= rows) & (rows <= bottom))[:, :, None] & ((left <= columns) & (columns <= right))[:, None, :]
+    wrong = (inside != kept).sum((1, 2))
+    return inside[int(wrong.argmin())]

@@ -1,0 +1,78 @@
+"""The layers of a net that take part in pruning: every Convolution and InnerProduct, in the order of the net."""
+
+from __future__ import annotations
+
+from math import prod
+
+import numpy as np
+
+from caffe_compat.errors import SolverError
+from caffe_compat.layers.base import Layer
+from caffe_compat.net import Net
+
+from .config import PruneConfig
+from .groups import Layout, Masks
+from .state import LayerState
+
+TYPES = "Convolution", "InnerProduct"
+_f = np.float32
+
+
+def find_layers(net: Net, config: PruneConfig, weight_decay: float) -> list[LayerState]:
+    """A `LayerState` for each layer that takes part. Raises `SolverError` for a prune_ratio that cannot be followed."""
+    owners = {id(parameter.blob): i for i, parameter in enumerate(net.learnable)}
+    users = [id(layer.blobs[0]) for layer in net.layers if layer.blobs]
+    states: list[LayerState] = []
+    tables = 0
+    for layer in net.layers:
+        param = getattr(layer.spec, "prune_param", None)
+        ratio = _f(param.prune_ratio if param else 0)
+        if not 0 <= ratio < 1:
+            raise SolverError(f"{layer.where}: prune_ratio is {ratio:g}, expected 0 <= prune_ratio < 1")
+        owner = owners.get(id(layer.blobs[0])) if layer.type in TYPES and layer.blobs else None
+        if owner is None or net.learnable[owner].layer_name != layer.name:
+            if ratio > 0:
+                raise SolverError(f"{layer.where}: {_refusal(layer)}, so prune_ratio {ratio:g} cannot be followed; set it to 0")
+            continue
+        weight = layer.blobs[0]
+        layout = _layout(layer)
+        top = net.blobs[net.top_names[layer.name][0]].shape
+        state = LayerState(
+            name=layer.name, where=layer.where, kind=layer.type, index=len(states), weight=weight, learnable=owner,
+            layout=layout, outputs=prod(top[2:]) if layer.type == "Convolution" else 1, ratio=ratio,
+            ratio_step=_f(param.prune_ratio_step if param else 0), update=param.IF_update_row_col if param else True,
+            decays=bool(weight_decay * net.learnable[owner].decay_mult), shared=users.count(id(weight)) > 1,
+            masks=Masks(layout, net.device))
+        if ratio > 0:
+            _check(state, config)
+            state.table_index, tables = tables, tables + 1
+        states.append(state)
+    if not tables:
+        names = ", ".join(state.name for state in states) or "none"
+        raise SolverError(f"{config.where}: prune_method is {config.method.name}, but no layer of the net has a prune_ratio. "
+                          f"Give prune_param {{ prune_ratio: 0.5 }} to some of its Convolution and InnerProduct layers: {names}")
+    return states
+
+
+def _layout(layer: Layer) -> Layout:
+    shape = layer.blobs[0].shape
+    if layer.type == "Convolution":
+        return Layout(shape, group=layer.param.group)
+    return Layout(shape, transposed=layer.param.transpose)
+
+
+def _refusal(layer: Layer) -> str:
+    if layer.type not in TYPES:
+        return f"layers of type {layer.type} are not pruned, only {' and '.join(TYPES)}"
+    return "this layer uses the weights of another one, which is the one to prune"
+
+
+def _check(layer: LayerState, config: PruneConfig) -> None:
+    """Raises `SolverError` if a layer cannot be pruned as its PruneParameter asks."""
+    groups = config.method.unit.size(layer.layout)
+    if np.ceil(_f(groups) * layer.ratio) >= groups:
+        raise SolverError(f"{layer.where}: {config.method.name} prunes groups of which this layer has {groups}, and prune_ratio "
+                          f"{layer.ratio:g} would leave none; set it lower, or to 0")
+    if config.staged and not layer.ratio_step > 0:
+        raise SolverError(f"{layer.where}: prune_ratio_step is {layer.ratio_step:g}, but with acc_borderline "
+                          f"{config.acc_borderline:g} pruning goes on in stages; set it to what a stage may prune of this layer")
