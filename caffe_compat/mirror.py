@@ -8,19 +8,39 @@ from __future__ import annotations
 
 import sys
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from torch import Tensor
 
 _shown: weakref.WeakSet[Mirror] = weakref.WeakSet()
+_postponed = False
+#: References to an array that nobody else holds: a Mirror's attribute, and the argument of the call that counts them.
+_OURS = 2
 
 
-def refresh_arrays() -> None:
-    """Makes all arrays that users hold show the present values. Costs nothing where nobody holds one."""
-    if _shown:
+def refresh_arrays(now: bool = False) -> None:
+    """Makes all arrays that users hold show the present values; `now` also while that is postponed.
+
+    Costs nothing where nobody holds one.
+    """
+    if _shown and (now or not _postponed):
         for mirror in list(_shown):
             mirror.refresh()
+
+
+@contextmanager
+def postponed_refresh() -> Iterator[None]:
+    """Lets many passes run without a look from the user between them: arrays are refreshed once, at the end."""
+    global _postponed
+    before, _postponed = _postponed, True
+    try:
+        yield
+    finally:
+        _postponed = before
+        refresh_arrays()
 
 
 class Mirror:
@@ -53,21 +73,25 @@ class Mirror:
         array = self._array()
         if array is not None and (self._is_current() or self._follow(array)):
             return array
-        if tensor.device.type == "cpu":
-            if 0 in tensor.stride():  # an expanded tensor: its values share memory, and could not be written one by one
-                tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
+        _spread(tensor)
+        if _is_reachable(tensor):
             array, self._host = tensor.detach().numpy(), None
             self._view = weakref.ref(array)
         else:
-            array = self._host = tensor.detach().cpu().numpy()
+            array = self._host = tensor.detach().to("cpu", copy=True).numpy()
         self._remember(tensor)
         _shown.add(self)
         return array
 
+    def put(self, values: Tensor) -> None:
+        """Copies values into the tensor; through its `data`, or autograd would take it for a change behind its back."""
+        self.tensor.data.copy_(values)
+        self.tensor.uploads = getattr(self.tensor, "uploads", 0) + 1
+
     def refresh(self) -> None:
         """Brings the array up to date, if anyone holds it."""
-        if self._host is not None:
-            self.get()
+        if self._host is not None and sys.getrefcount(self._host) <= _OURS:
+            self._upload()
         array = self._array()
         if array is None:
             _shown.discard(self)
@@ -86,11 +110,9 @@ class Mirror:
         self._source, self._age, self._device = weakref.ref(tensor), _age(tensor), tensor.device
 
     def _upload(self) -> None:
-        held = sys.getrefcount(self._host) > 2  # more than this attribute and the call's argument
+        held = sys.getrefcount(self._host) > _OURS
         if self._is_current():
-            # Through `data`, so that autograd does not take it for a change behind its back.
-            self.tensor.data.copy_(torch.from_numpy(self._host))
-            self.tensor.uploads = getattr(self.tensor, "uploads", 0) + 1
+            self.put(torch.from_numpy(self._host))
             self._age = _age(self.tensor)
         if not held:
             self._host = self._view = self._source = None
@@ -105,10 +127,22 @@ class Mirror:
             array.fill(0)
             tensor = self.tensor = torch.from_numpy(array).to(self._device)
         else:
+            _spread(tensor)
             torch.from_numpy(array).copy_(tensor.detach())
         self._host = array
         self._remember(tensor)
         return True
+
+
+def _is_reachable(tensor: Tensor) -> bool:
+    """Whether numpy can use the tensor's memory."""
+    return tensor.device.type == "cpu"
+
+
+def _spread(tensor: Tensor) -> None:
+    """Gives every value of an expanded tensor memory of its own, or they could not be written one by one."""
+    if 0 in tensor.stride():
+        tensor.data = tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def _age(tensor: Tensor) -> int:
@@ -118,8 +152,10 @@ def _age(tensor: Tensor) -> int:
 
 def _is_alone(array: np.ndarray) -> bool:
     """Whether nothing but the array uses its memory, which may else be a data set's, or another blob's."""
-    return isinstance(array.base, Tensor) and _uses(array.base) == _uses(torch.empty(1))
+    return isinstance(array.base, Tensor) and _uses(array.base) == _uses(torch.empty(1)) > 0
 
 
 def _uses(tensor: Tensor) -> int:
-    return torch._C._storage_Use_Count(tensor.untyped_storage()._cdata)
+    """How many use a tensor's memory; 0 where torch does not tell."""
+    count = getattr(torch._C, "_storage_Use_Count", None)
+    return count(tensor.untyped_storage()._cdata) if count is not None else 0
