@@ -8,18 +8,22 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from . import log as logs
+from . import plugins
 from .errors import CaffeError, did_you_mean
+from .log import show
 from .memory import keep_freed_memory
 
 #: The commands: modules of `caffe_compat.tools`.
 COMMANDS = (
     "train", "test", "time", "device_query", "convert_mnist_data", "convert_cifar_data", "convert_imageset",
-    "compute_image_mean", "upgrade_net_proto_text", "upgrade_net_proto_binary", "upgrade_solver_proto_text", "show", "explain",
-    "layers",
+    "compute_image_mean", "extract_features", "draw_net", "upgrade_net_proto_text", "upgrade_net_proto_binary",
+    "upgrade_solver_proto_text", "show", "explain", "layers",
 )
+
+#: The values that Caffe's flags take for true and false.
+TRUE, FALSE = {"true", "t", "yes", "y", "1"}, {"false", "f", "no", "n", "0"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
     """Parses and carries out: 0 when all went well, 1 (and one line on stderr) for an error of ours."""
     args = parser.parse_args(argv)
-    logs.show(getattr(args, "log_level", logging.INFO))
+    show(getattr(args, "log_level", logging.INFO))
     keep_freed_memory()
     try:
+        plugins.load()  # a fork's dialects and layer types, for every command
         args.run(args)
         sys.stdout.flush()
     except CaffeError as error:
@@ -54,7 +59,36 @@ def run(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that suggests the command that was probably meant and ends errors with status 1."""
+    """An ArgumentParser that takes flags as Caffe's tools do, and ends errors with a word of advice and status 1.
+
+    Flags have one dash or two. Those that are on or off may say so: --gray, --gray=true, --gray=false, --nogray.
+    """
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """Spells the flags as argparse knows them, and parses."""
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        return super().parse_known_args([*self._spelled(words[:end]), *words[end:]], namespace)
+
+    def _spelled(self, words: Sequence[str]) -> list[str]:
+        flags = {flag[2:]: action for flag, action in self._option_string_actions.items() if flag.startswith("--")}
+        switches = {name for name, action in flags.items() if action.nargs == 0 and name != "help"}
+        spelled: list[str] = []
+        for word in words:
+            name, equals, value = word.lstrip("-").partition("=") if word.startswith("-") else ("", "", "")
+            negated = name not in flags and name.startswith("no") and name[2:] in switches
+            flag = f"--{name[2:] if negated else name}"
+            if flag[2:] in switches:
+                on = self._truth(word, value if equals else "true") != negated
+                spelled = [other for other in spelled if other != flag] + [flag] * on  # the last word on it counts
+            else:
+                spelled.append(f"{flag}{equals}{value}" if name in flags else word)
+        return spelled
+
+    def _truth(self, word: str, value: str) -> bool:
+        if value.lower() not in TRUE | FALSE:
+            self.error(f"{word}: expected true or false")
+        return value.lower() in TRUE
 
     def error(self, message: str) -> NoReturn:
         """Prints usage and the error."""

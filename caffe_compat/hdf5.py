@@ -1,18 +1,20 @@
 """Caffe's HDF5 files, `.caffemodel.h5` and `.solverstate.h5`, as the same Documents that the binary files give.
 
-Weights: /data/<layer>/<index> (and /diff/<layer>/<index>), an empty group for a layer without blobs of its own.
+Weights: /data/<layer>/<index> (and /diff/<layer>/<index>), without those that the layer shares and does not own.
 States: /iter, /current_step, /learned_net and /history/<index>; ours add /extra/<name>, which Caffe does not look at.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import h5py
 import numpy as np
 
-from .errors import ParseError
+from .errors import ParseError, WeightError
 from .proto import Dialect, Document, replacing
 
 
@@ -22,16 +24,18 @@ def is_hdf5(path: str) -> bool:
 
 
 def read_weights(path: str, dialect: Dialect) -> Document:
-    """A `.caffemodel.h5` as a NetParameter document: layers with a name and as many blobs as there are data sets."""
+    """A `.caffemodel.h5` as a NetParameter document: layers with a name and blobs, and arrays for those there are."""
     message = dialect.message("NetParameter")()
     arrays = {}
     with _open(path) as file:
-        for name, datasets in sorted(_layers(_group(file, "data", path)).items()):
+        for name, datasets in sorted(_layers(_group(file, "data", path), path).items()):
             index = len(message.layer)
             layer = message.layer.add(name=name)
-            for j, values in enumerate(datasets):
-                layer.blobs.add().shape.dim.extend(values.shape)
-                arrays["layer", index, "blobs", j] = values
+            for j in range(max(datasets, default=-1) + 1):
+                blob = layer.blobs.add()
+                if j in datasets:
+                    blob.shape.dim.extend(datasets[j].shape)
+                    arrays["layer", index, "blobs", j] = datasets[j]
     return Document(message, dialect, path, {}, arrays, {})
 
 
@@ -40,33 +44,42 @@ def read_state(path: str, dialect: Dialect) -> Document:
     with _open(path) as file:
         message = dialect.message("SolverState")(
             iter=_scalar(file, "iter", path), current_step=_scalar(file, "current_step", path))
-        if "learned_net" in file:
-            learned_net = file["learned_net"][()]
-            message.learned_net = learned_net.decode() if isinstance(learned_net, bytes) else str(learned_net)
+        learned_net = file.get("learned_net")
+        if isinstance(learned_net, h5py.Dataset) and learned_net.dtype.kind in "SO" and learned_net.shape == ():
+            message.learned_net = learned_net.asstr(errors="replace")[()]
         history = _group(file, "history", path)
         arrays = {}
         for i in range(len(history)):
-            values = history[str(i)][()]
+            values = _values(history, str(i), path)
             message.history.add().shape.dim.extend(values.shape)
             arrays["history", i] = values
-        for name, value in file.get("extra", {}).items():
-            message.extra.add(name=name, value=value[()].tobytes())
+        for name in file.get("extra", ()):
+            message.extra.add(name=name, value=_values(file["extra"], name, path).tobytes())
     return Document(message, dialect, path, {}, arrays, {})
 
 
 def write_weights(path: str | os.PathLike[str], document: Document) -> None:
     """Writes a NetParameter document; blobs without an array (shared copies) are left out, as Caffe does."""
     with replacing(path) as temporary, h5py.File(temporary, "w") as file:
-        data = file.create_group("data")
-        diff = file.create_group("diff") if document.diffs else None
+        groups = [(file.create_group("data"), document.arrays)]
+        if document.diffs:
+            groups.append((file.create_group("diff"), document.diffs))
         for i, layer in enumerate(document.message.layer):
-            for group, arrays in ((data, document.arrays), (diff, document.diffs)):
-                if group is None:
-                    continue
-                here = group.require_group(layer.name)
-                for j in range(len(layer.blobs)):
-                    if ("layer", i, "blobs", j) in arrays:
-                        here[str(j)] = arrays["layer", i, "blobs", j]
+            own = [(j, ("layer", i, "blobs", j)) for j in range(len(layer.blobs))]
+            try:
+                for group, arrays in groups:
+                    _put(group, layer.name, {str(j): arrays[key] for j, key in own if key in arrays})
+            except (TypeError, ValueError) as error:
+                raise WeightError(f'{os.fspath(path)}: layer "{layer.name}" cannot be written to HDF5, where its name '
+                                  f"is that of a group: {error}; rename it, or write a .caffemodel") from None
+
+
+def _put(group: h5py.Group, name: str, arrays: dict[str, np.ndarray]) -> None:
+    here = group.require_group(name)
+    for key, values in arrays.items():
+        if key in here:
+            raise ValueError("another layer of this name has blobs")
+        here[key] = values
 
 
 def write_state(path: str | os.PathLike[str], document: Document) -> None:
@@ -83,35 +96,49 @@ def write_state(path: str | os.PathLike[str], document: Document) -> None:
             file[f"extra/{item.name}"] = np.frombuffer(item.value, np.uint8)
 
 
-def _open(path: str) -> h5py.File:
+@contextmanager
+def _open(path: str) -> Iterator[h5py.File]:
     try:
-        return h5py.File(path, "r")
-    except OSError as error:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, KeyError, RuntimeError) as error:
         raise ParseError(f"not a readable HDF5 file: {error}", path) from None
 
 
 def _group(file: h5py.File, name: str, path: str) -> h5py.Group:
     group = file.get(name)
     if not isinstance(group, h5py.Group):
-        raise ParseError(f'has no group "{name}", expected a file that Caffe wrote; found: {", ".join(file) or "nothing"}', path)
+        raise ParseError(f'has no group "{name}", expected a file that Caffe wrote; found: '
+                         f"{', '.join(file) or 'nothing'}", path)
     return group
 
 
 def _scalar(file: h5py.File, name: str, path: str) -> int:
-    if name not in file:
-        raise ParseError(f'has no data set "{name}", expected a .solverstate.h5; found: {", ".join(file) or "nothing"}', path)
-    return int(np.asarray(file[name]).ravel()[0])
+    values = _values(file, name, path)
+    if np.size(values) != 1:
+        raise ParseError(f"{name} has {np.size(values)} values, expected one", path)
+    return int(np.ravel(values)[0])
 
 
-def _layers(data: h5py.Group) -> dict[str, list[np.ndarray]]:
-    """Layer name -> its blobs in order; a layer whose name has slashes lies in nested groups."""
-    layers: dict[str, list[np.ndarray]] = {}
+def _values(group: h5py.Group, name: str, path: str) -> np.ndarray:
+    item = group.get(name)
+    if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu":
+        raise ParseError(f'has no data set of numbers "{name}" in {group.name}, expected a file that Caffe wrote; '
+                         f"found: {', '.join(group) or 'nothing'}", path)
+    return item[()]
+
+
+def _layers(data: h5py.Group, path: str) -> dict[str, dict[int, np.ndarray]]:
+    """Layer name -> its blobs by index; a layer whose name has slashes lies in nested groups."""
+    layers: dict[str, dict[int, np.ndarray]] = {}
 
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Group):
-            keys = sorted((key for key in item if isinstance(item[key], h5py.Dataset)), key=int)
+            keys = [key for key in item if isinstance(item[key], h5py.Dataset)]
+            if wrong := [key for key in keys if not key.isdecimal() or len(key) > 4]:
+                raise ParseError(f"{item.name}: data sets are called 0, 1, ...; found {', '.join(wrong)}", path)
             if keys or not len(item):
-                layers[name] = [item[key][()] for key in keys]
+                layers[name] = {int(key): _values(item, key, path) for key in keys}
 
     data.visititems(visit)
     return layers

@@ -1,4 +1,4 @@
-"""Weights from a file into a net: matched by layer name, shapes checked as Caffe checks them, and a report of it all."""
+"""Weights from a file into a net: matched by layer name, shapes checked as Caffe checks them, and a report of it."""
 
 from __future__ import annotations
 
@@ -53,41 +53,46 @@ def read_weights(path: str | os.PathLike[str], dialect: Dialect | None = None) -
 def copy_weights(net: Net, source: str | os.PathLike[str] | Document) -> LoadReport:
     """Copies the blobs of a `.caffemodel` (path or Document) into the layers of the same names.
 
-    As in Caffe the last of several layers of one name wins, layers that only one side has are left alone, and blobs must
-    agree in number and shape; old four-axis shapes (num, channels, height, width) may hold the same values in fewer axes.
-    Raises `WeightError` where they do not, and where the file has weights but none for any layer of this net.
+    As in Caffe the last of several layers of one name wins, layers that only one side has are left alone, and blobs
+    must agree in number and shape; old four-axis shapes (num, channels, height, width) may hold the same values in
+    fewer axes, and a file may lack what the layer shares with another. Raises `WeightError` where they do not agree,
+    and where the file has weights but none for any layer of this net.
     """
     document = source if isinstance(source, Document) else read_weights(source)
     report = LoadReport(document.path)
-    weighted = set()
+    owned = {(learnable.layer_name, learnable.index) for learnable in net.learnable}
+    names, known = set(net.layer_dict), set()
     for i, layer in enumerate(document.message.layer):
-        if not len(layer.blobs):
-            continue
-        weighted.add(layer.name)
-        blobs = net.params.get(layer.name)
-        if blobs is None:
+        if layer.name not in names:
             log.info("Ignoring source layer %s", layer.name)
-            report.unused.append(layer.name)
+            if len(layer.blobs):
+                report.unused.append(layer.name)
             continue
-        if len(blobs) != len(layer.blobs):
-            raise WeightError(f"{_place(report, layer.name)}: the file has {len(layer.blobs)} blobs for this layer, "
+        known.add(layer.name)
+        blobs = net.params.get(layer.name, [])
+        present = [j for j in range(len(layer.blobs)) if ("layer", i, "blobs", j) in document.arrays]
+        lacking = [j for j in range(len(blobs)) if j not in present and (layer.name, j) in owned]
+        if lacking or len(layer.blobs) > len(blobs):
+            raise WeightError(f"{_place(report, layer.name)}: the file has {len(present)} blobs for this layer, "
                               f"the net {len(blobs)}; rename the layer to leave it as it is")
-        for j, blob in enumerate(blobs):
-            _copy(blob, document.arrays["layer", i, "blobs", j], layer.blobs[j], f"{layer.name}/{j}", report)
-        report.copied.append(layer.name)
-    report.missing = [name for name in net.params if name not in weighted]
+        for j in present:
+            _copy(blobs[j], document.arrays["layer", i, "blobs", j], layer.blobs[j], f"{layer.name}/{j}", report)
+        if present:
+            report.copied.append(layer.name)
+    report.missing = [name for name in net.params if name not in known]
     if not report.copied and net.params:
-        raise WeightError(f"{report.path or 'the given weights'}: no layer of the file is in the net, nothing was copied. "
-                          f"Layers with weights in the file: {', '.join(sorted(weighted)) or 'none'}; "
-                          f"in the net: {', '.join(net.params)}")
+        place, theirs = report.path or "the given weights", ", ".join(sorted(report.unused)) or "none"
+        raise WeightError(f"{place}: no layer of the file is in the net, nothing was copied. Layers with weights in "
+                          f"the file: {theirs}; in the net: {', '.join(net.params)}")
     return report
 
 
 def _copy(blob: Blob, values: np.ndarray, message: object, name: str, report: LoadReport) -> None:
     if values.shape != blob.shape:
         if not _legacy_equal(message, values.shape, blob.shape):
-            raise WeightError(f"{_place(report, name)}: shape mismatch, the file has {format_shape(values.shape)}, the net "
-                              f"{format_shape(blob.shape)}; to learn this layer from scratch, rename it in the prototxt")
+            raise WeightError(f"{_place(report, name)}: shape mismatch, the file has {format_shape(values.shape)}, the "
+                              f"net {format_shape(blob.shape)}; to learn this layer from scratch, rename it in the "
+                              "prototxt")
         values = values.reshape(blob.shape)
         report.reshaped.append(name)
     if blob.tensor.device.type == "cpu":

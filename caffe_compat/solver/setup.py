@@ -74,21 +74,23 @@ def train_net(solver: Document, make_net: Callable[..., Net], **options: Any) ->
     `state`, then train_state."""
     param = solver.message
     field = next(name for name in _TRAIN_FIELDS if param.HasField(name))
-    log.info("Creating training net from %s", field)
-    document = _net_document(solver, getattr(param, field))
+    source = getattr(param, field)
+    log.info("Creating training net from %s%s", field, _named(source))
+    document = _net_document(solver, source)
     _merge_state(document.message, TRAIN, param.train_state if param.HasField("train_state") else None)
-    net = make_net(document, document.message.state.phase, seed=_seed(param), **options)
-    for weights in param.weights if "weights" in param.DESCRIPTOR.fields_by_name else ():
-        for path in weights.split(","):
-            net.copy_from(path.strip())
-    return net
+    return make_net(document, document.message.state.phase, seed=_seed(param), **options)
+
+
+def weights(param: Any) -> list[str]:
+    """SolverParameter.weights, which a fork's schema may lack: files to start from, one or more an entry."""
+    return list(param.weights) if "weights" in param.DESCRIPTOR.fields_by_name else []
 
 
 def test_nets(solver: Document, make_net: Callable[..., Net]) -> list[Net]:
     """The test nets, in Caffe's order: test_net_param, test_net, then the net itself for each test_iter that is left."""
     param = solver.message
-    sources = [*param.test_net_param, *param.test_net]
-    generic = [getattr(param, name) for name in ("net", "net_param") if param.HasField(name)]
+    sources = [(field, source) for field in ("test_net_param", "test_net") for source in getattr(param, field)]
+    generic = [(field, getattr(param, field)) for field in ("net", "net_param") if param.HasField(field)]
     missing = len(param.test_iter) - len(sources)
     if missing < 0 or (missing > 0 and not generic):
         raise SolverError(f"{solver.path or 'solver'}: found {len(param.test_iter)} test_iter for {len(sources)} test nets; "
@@ -100,12 +102,16 @@ def test_nets(solver: Document, make_net: Callable[..., Net]) -> list[Net]:
     if sources and param.test_interval <= 0:
         raise SolverError(f"{solver.path or 'solver'}: there are test nets, but test_interval is not set")
     nets = []
-    for i, source in enumerate(sources):
-        log.info("Creating test net (#%d)", i)
+    for i, (field, source) in enumerate(sources):
+        log.info("Creating test net (#%d) specified by %s%s", i, field, _named(source))
         document = _net_document(solver, source)
         _merge_state(document.message, TEST, param.test_state[i] if param.test_state else None)
-        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=False))
+        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=param.debug_info))
     return nets
+
+
+def _named(source: Any) -> str:
+    return f" file: {source}" if isinstance(source, str) else ""
 
 
 def _net_document(solver: Document, source: Any) -> Document:

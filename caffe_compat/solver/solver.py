@@ -19,7 +19,7 @@ from ..net import Net
 from ..net_builder import Learnable
 from ..proto import Document
 from ..weights import LoadReport
-from . import lr_policy, setup, snapshot
+from . import debug_info, lr_policy, setup, snapshot
 from .actions import Action, ActionQueue
 from .denormals import flushed_denormals
 from .hooks import SolverHook
@@ -72,7 +72,7 @@ class Solver:
         lr_policy.check(self.param, self.where)
         self.device = torch.device(device) if device is not None else setup.device_of(self.param)
         log.info("Initializing solver from parameters: \n%s", proto.dump_text(self.param))
-        self.net: Net = setup.train_net(document, self.make_net, keep_diffs=keep_diffs,
+        self.net: Net = setup.train_net(document, self.make_net, keep_diffs=keep_diffs or self.param.debug_info,
                                         caffe_arithmetic=caffe_arithmetic)
         self.test_nets: list[Net] = setup.test_nets(document, self.make_net)
         self.rule = RULES.get(self.param.type, self.where)(self.param, self.where)
@@ -90,10 +90,13 @@ class Solver:
         self._losses: list[Tensor] = []
         self._smoothed = torch.zeros((), device=self.device)
         self._clock = (0.0, 0)
+        self._start = 0
         self.history: list[list[Tensor]] = [
             [torch.zeros_like(learnable.blob.tensor, requires_grad=False) for _ in range(self.rule.slots)]
             for learnable in self.net.learnable]
         self._groups = self._group()
+        for paths in setup.weights(self.param):
+            self.load_weights(paths)
         log.info("Solver scaffolding done.")
 
     def make_net(self, document: Document, phase: int, **options: Any) -> Net:
@@ -145,6 +148,9 @@ class Solver:
         for name in names:
             log.info("Finetuning from %s", name.strip())
             reports.append(self.net.copy_from(name.strip()))
+            for net in self.test_nets:
+                if net.params.keys() - self.net.params.keys():  # the others are shared before each test
+                    net.copy_from(name.strip())
         self._tell("on_weights_loaded")
         return reports
 
@@ -181,6 +187,8 @@ class Solver:
         if self.param.display and self.iter % self.param.display == 0:
             with torch.no_grad():
                 self.net.run()
+            if self.param.debug_info and self.param.display == 1:  # Caffe shows it if it showed the last iteration
+                debug_info.show_forward(self.net)
             self._smooth(self.net.loss)
             log.info("Iteration %d, loss = %g", self.iter, self._smoothed)
         if self.param.test_interval and self.iter % self.param.test_interval == 0:
@@ -192,6 +200,7 @@ class Solver:
         """Runs `iterations` iterations, fewer if a hook, a signal or `stop` ends it."""
         last = self.iter + iterations
         self._losses.clear()
+        self._start = self.iter
         self._clock = (time.perf_counter(), self.iter)
         with flushed_denormals():
             if not self._begun:
@@ -209,11 +218,12 @@ class Solver:
                 return
         self._tell("on_start")
         passes = self._multiplier * param.iter_size
-        loss = self.net.forward_backward()
+        shown = bool(param.display) and self.iter % param.display == 0
+        loss = self._forward_backward(shown)
         for _ in range(passes - 1):
-            loss = loss + self.net.forward_backward()
+            loss = loss + self._forward_backward(shown)
         self._smooth(loss / passes if passes > 1 else loss)
-        if param.display and self.iter % param.display == 0:
+        if shown:
             self._display()
         self._tell("on_gradients_ready")
         self.apply_update()
@@ -226,11 +236,18 @@ class Solver:
         if request is Action.STOP:
             self.stopped = True
 
+    def _forward_backward(self, shown: bool) -> Tensor:
+        if shown and self.param.debug_info:
+            return debug_info.forward_backward(self.net)
+        return self.net.forward_backward()
+
     @torch.no_grad()
     def apply_update(self) -> None:
         """Turns the summed diffs into an update: clip, divide by iter_size, decay, hooks, rule, weights -= delta."""
         param = self.param
-        self.current_step = lr_policy.next_step(param, self.iter, self.current_step)
+        before, self.current_step = self.current_step, lr_policy.next_step(param, self.iter, self.current_step)
+        if param.lr_policy == "multistep" and self.current_step != before:
+            log.info("MultiStep Status: Iteration %d, step = %d", self.iter, self.current_step)
         rate = np.float32(self._rate) if self._rate is not None else self.learning_rate()
         self.rate = float(rate)
         if param.display and self.iter % param.display == 0:
@@ -300,6 +317,8 @@ class Solver:
                 log.info("Test interrupted.")
                 return TestScores(net_id, [], 0.0)
             net.run()
+            if self.param.debug_info:
+                debug_info.show_forward(net)
             for name in net.outputs:
                 tensor = net.blobs[name].tensor
                 totals[name] = totals[name] + tensor if name in totals else tensor
@@ -331,7 +350,7 @@ class Solver:
             size = len(self._losses)
             self._smoothed = (self._smoothed * (size - 1) + loss) / size if size > 1 else loss
         else:
-            index = (self.iter - self._clock[1]) % length if length > 1 else 0
+            index = (self.iter - self._start) % length
             self._smoothed = self._smoothed + (loss - self._losses[index]) / length if length > 1 else loss
             self._losses[index] = loss
 

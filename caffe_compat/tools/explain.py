@@ -8,6 +8,7 @@ from ..net import Net
 from ..proto import read_text
 from ..solver import lr_policy, setup
 from ..solver.lr_policy import LR_POLICIES
+from .flags import add_python_flag
 from .show import table
 
 QUIET = True
@@ -17,6 +18,7 @@ HELP = "show what a solver does: each blob's rate, decay and filler, and the lea
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The solver file."""
     parser.add_argument("solver", help="the solver definition (prototxt)")
+    add_python_flag(parser)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -8,12 +8,30 @@ from typing import Any
 import torch
 
 from ..errors import SolverError
+from ..layers.python import allow_python_layers
 from ..net import Net
 
 
 def flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
     """Adds `--name`, also as `-name`, which Caffe's tools accept."""
     parser.add_argument(f"--{name}", f"-{name}", dest=name, **options)
+
+
+class AllowPython(argparse.Action):
+    """The flag that lets network files name code to run."""
+
+    def __init__(self, option_strings: list[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **options)
+
+    def __call__(self, *_: Any) -> None:
+        """Allows it for the rest of the process."""
+        allow_python_layers()
+
+
+def add_python_flag(parser: argparse.ArgumentParser) -> None:
+    """--allow_python_layers, for commands that build nets."""
+    flag(parser, "allow_python_layers", action=AllowPython,
+         help="import the modules that Python layers in the network file name, and run them")
 
 
 def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
@@ -23,6 +41,7 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
     flag(parser, "level", type=int, help="the level of the NetState")
     flag(parser, "stage", default="", help="stages of the NetState, separated by commas")
     flag(parser, "gpu", help="the GPU to run on; without it the CPU")
+    add_python_flag(parser)
 
 
 def build_net(args: argparse.Namespace, weights: str | None) -> Net:

@@ -19,7 +19,7 @@ from ..layers.base import format_shape
 from ..net import Net
 from ..proto import Document
 from ..weights import read_weights
-from .flags import flag
+from .flags import add_python_flag, flag
 
 QUIET = True
 HELP = "show what is in a prototxt, caffemodel, solverstate, binaryproto, HDF5 file or database"
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(parser, "phase", default="TEST", choices=("TRAIN", "TEST"), help="the phase to show a net in (default TEST)")
     flag(parser, "level", type=int, help="the level of the NetState")
     flag(parser, "stage", default="", help="stages of the NetState, separated by commas")
+    add_python_flag(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -102,7 +103,9 @@ def show_weights(document: Document) -> None:
     """A line a layer with blobs."""
     rows = []
     for i, layer in enumerate(document.message.layer):
-        shapes = [format_shape(document.arrays["layer", i, "blobs", j].shape) for j in range(len(layer.blobs))]
+        # HDF5 files lack the blobs that a layer shares and does not own
+        shapes = [format_shape(document.arrays[key].shape) if (key := ("layer", i, "blobs", j)) in document.arrays
+                  else "(shared)" for j in range(len(layer.blobs))]
         rows.append([layer.name, layer.type, "; ".join(shapes)])
     table(["layer", "type", "blobs"], rows)
     print(f"{len(rows)} layers, {sum(values.size for values in document.arrays.values()):,} values")

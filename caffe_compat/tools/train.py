@@ -8,7 +8,7 @@ import logging
 from .. import plugins
 from ..errors import SolverError
 from ..solver.actions import on_signals, parse_action
-from .flags import device_of, flag
+from .flags import add_python_flag, device_of, flag
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(parser, "gpu", help="the GPU to run on; without it solver_mode and device_id decide")
     flag(parser, "sigint_effect", default="stop", help="on SIGINT: stop (with a snapshot), snapshot or none")
     flag(parser, "sighup_effect", default="snapshot", help="on SIGHUP: stop, snapshot or none")
+    add_python_flag(parser)
     parser.add_argument("--as-reference", action="store_true",
                         help="for comparing with recorded runs: follow the defects of the reference implementation of a "
                              "pruning method (see the increg package) and Caffe's own arithmetic")
