@@ -13,7 +13,8 @@ import os
 import shutil
 import sys
 import time
-from contextlib import chdir
+from collections.abc import Iterator
+from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +22,8 @@ from typing import Any, TextIO
 
 import torch
 
-from caffe_compat import Solver, SolverHook, create_solver, proto
+from caffe_compat import Solver, create_solver, proto
 from caffe_compat.errors import CaffeError, DataError
-from caffe_compat.net import Net
 from caffe_compat.net import Net
 from caffe_compat.solver.actions import on_signals
 from caffe_compat.tools.flags import device_of
@@ -32,7 +32,7 @@ from . import experiments
 from .config import prune_method
 from .hook import PruneHook
 from .plots import plot_punishments
-from .progress import Progress
+from .progress import Narrator, Progress, describe
 from .record import Recorder, read_record
 from .report import Outcome
 from .runfolder import DEFAULT, NOTE, log_to, open_folder, write_note
@@ -43,6 +43,8 @@ HELP = "train, prune and retrain a network on real data, and report what came of
 BASELINE, PRUNED, DEPLOY = "baseline.caffemodel", "pruned.caffemodel", "deploy.prototxt"
 NET, BASELINE_SOLVER, SOLVER = "train_val.prototxt", "solver_baseline.prototxt", "solver.prototxt"
 LOG, RECORD, PLOT, SNAPSHOTS = "log.txt", "record.jsonl", "punishments.png", "snapshots"
+#: The packages of the extra `demo`, and the modules in them.
+EXTRAS = {"matplotlib": "matplotlib", "scikit-learn": "sklearn"}
 #: What --quick divides the iterations by.
 QUICK = 10
 
@@ -61,10 +63,12 @@ class Plan:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds what `run` needs."""
-    parser.add_argument("--out", metavar="DIR", help=f"the folder of the run (default {DEFAULT}, numbered if that is taken)")
-    parser.add_argument("--mnist", metavar="DIR", help="run the reference's LeNet-5 experiment on MNIST, whose four IDX "
-                        "files are in DIR, instead of scikit-learn's digits")
-    parser.add_argument("--weights", metavar="FILE", help="start from these trained weights (.caffemodel) instead of training")
+    parser.add_argument("--out", metavar="DIR",
+                        help=f"the folder of the run (default {DEFAULT}, numbered if that is taken)")
+    parser.add_argument("--mnist", metavar="DIR", help="run the reference's LeNet-5 experiment on MNIST, whose four "
+                        "IDX files are in DIR, instead of scikit-learn's digits")
+    parser.add_argument("--weights", metavar="FILE",
+                        help="start from these trained weights (.caffemodel) instead of training")
     parser.add_argument("--seed", type=int, help="for the first weights, instead of the solver's random_seed")
     parser.add_argument("--gpu", help="the GPU to run on; without it the CPU")
     parser.add_argument("--quick", action="store_true",
@@ -75,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The command."""
-    missing = [name for module, name in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")) if not find_spec(module)]
+    missing = [name for name, module in EXTRAS.items() if not find_spec(module)]
     if missing:
         raise CaffeError(f'the demonstration needs {" and ".join(missing)}: pip install "caffe-compat[demo]"')
     chosen = device_of(args.gpu) or torch.device("cpu")
@@ -85,9 +89,20 @@ def run(args: argparse.Namespace) -> None:
     folder = open_folder(args.out, asdict(plan))
     out = sys.stdout
     print(f"Everything goes to {folder}{os.sep}", file=out, flush=True)
-    with chdir(folder), log_to(LOG):
+    with chdir(folder), log_to(LOG), _one_thread():
         os.makedirs(SNAPSHOTS, exist_ok=True)
         Demo(plan, chosen, folder, out).run()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread is enough for these small nets, and gives the same sums, so the same results, on every machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _check_inputs(plan: Plan) -> None:
@@ -174,8 +189,8 @@ class Demo:
         rows = read_record(RECORD)
         plot_punishments(rows, PLOT, outcome.accuracy_before)
         self.say(outcome.table())
-        self.say(f"\nIn {self.folder}{os.sep}: the pruned weights {PRUNED} (for {DEPLOY}), the plot {PLOT}, the numbers behind "
-                 f"it {RECORD}, Caffe's log {LOG}")
+        self.say(f"\nIn {self.folder}{os.sep}: the pruned weights {PRUNED} (for {DEPLOY}), the plot {PLOT}, "
+                 f"the numbers behind it {RECORD}, Caffe's log {LOG}")
         write_note(NOTE, {"plan": asdict(self.plan), "result": {**outcome.to_json(), "seconds": self.seconds}})
 
     # -- helpers ------------------------------------------------------------------------------------------------------
@@ -197,8 +212,8 @@ class Demo:
 
     def interrupted(self, solver: Solver, what: str) -> None:
         """Says how to go on, and ends the command."""
-        self.say(f"{what} was stopped after iteration {solver.iter}; a snapshot is in {self.folder / SNAPSHOTS}{os.sep}. "
-                 "Give the same command again to go on.")
+        self.say(f"{what} was stopped after iteration {solver.iter}; a snapshot is in "
+                 f"{self.folder / SNAPSHOTS}{os.sep}. Give the same command again to go on.")
         raise KeyboardInterrupt
 
     def accuracy(self, weights: str) -> float:
@@ -220,39 +235,3 @@ def _hurry(message: Any) -> None:
         message.AA *= QUICK
         message.losseval_interval //= QUICK
         message.retrain_test_interval //= QUICK
-
-
-def describe(hook: PruneHook) -> str:
-    """How far pruning is, in a few words."""
-    now = hook.stages.now
-    if now.state != "prune":
-        word = "settling" if now.state == "losseval" else "retraining"
-        return word + (f", best accuracy {100 * now.best.accuracy:.2f} %" if now.best.iter else "")
-    layers = [f"{layer.name} {100 * layer.compared_ratio(hook.config.by_rows):.0f} of {100 * layer.ratio_now:.0f} %"
-              for layer in hook.layers if layer.prunes]
-    return f"pruned: {', '.join(layers)}"
-
-
-class Narrator(SolverHook):
-    """Says what pruning has reached: a layer its ratio, the schedule another state."""
-
-    name = "increg.narrator"
-    WORDS = {"losseval": "All layers are pruned; the loss settles", "retrain": "Retraining begins",
-             "final_retrain": "The last retraining begins", "prune": "The next stage of pruning begins"}
-
-    def __init__(self, pruning: PruneHook, say: Any) -> None:
-        self.pruning = pruning
-        self.say = say
-        self._state = "prune"
-        self._finished: set[str] = set()
-
-    def on_updated(self, solver: Solver) -> None:
-        """Tells what is new."""
-        state = self.pruning.stages.now.state
-        for layer in self.pruning.layers:
-            if layer.prunes and layer.finished is not None and layer.name not in self._finished:
-                self._finished.add(layer.name)
-                self.say(f"Iteration {solver.iter + 1}: {layer.name} is pruned, {100 * layer.pruned_ratio:.1f} % of its weights")
-        if state != self._state and not self.pruning.stages.now.done:
-            self._state = state
-            self.say(f"Iteration {solver.iter + 1}: {self.WORDS[state]}")

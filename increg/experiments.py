@@ -32,7 +32,7 @@ def folder(name: str) -> Path:
 
 
 def make_mnist(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Makes the two MNIST databases in the folder `target`, those that are not there yet, from the IDX files in `source`."""
+    """Makes the two MNIST databases in `target` from the IDX files in `source`; leaves alone what is there."""
     pairs = {name: [find_idx(source, file) for file in files] for name, files in MNIST_FILES.items()}
     for name, (images, labels) in pairs.items():
         if not os.path.exists(database := os.path.join(target, name)):
@@ -47,12 +47,12 @@ def find_idx(source: str | os.PathLike[str], name: str) -> str:
     for path in (os.path.join(source, candidate) for candidate in names):
         if os.path.isfile(path):
             return path
-    raise DataError(f"{os.fspath(source)}: the folder has no file {name} or {name}.gz; it must hold MNIST's four IDX files: "
-                    f"{', '.join(file for files in MNIST_FILES.values() for file in files)}")
+    raise DataError(f"{os.fspath(source)}: the folder has no file {name} or {name}.gz; it must hold MNIST's four IDX "
+                    f"files: {', '.join(file for files in MNIST_FILES.values() for file in files)}")
 
 
 def make_digits(target: str | os.PathLike[str]) -> None:
-    """Makes digits_train_lmdb (1397 images) and digits_test_lmdb (400) in the folder `target`, if they are not there yet.
+    """Makes digits_train_lmdb (1397 images) and digits_test_lmdb (400) in `target`; leaves alone what is there.
 
     The images are scans of handwritten digits, 8x8 pixels of 0..16, that scikit-learn brings along (from the UCI
     repository's "Optical Recognition of Handwritten Digits"); they are enlarged to 28x28 pixels of 0..255, bilinearly.

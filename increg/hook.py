@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from caffe_compat.errors import SolverError
+from caffe_compat.layers.base import Layer
 from caffe_compat.proto import Document
 from caffe_compat.solver.hooks import SolverHook
 from caffe_compat.solver.solver import Solver
@@ -178,12 +180,20 @@ class PruneHook(SolverHook):
     def restore(self, infix: str, iteration: int) -> str:
         """Goes back to such a snapshot; the schedule stays where it is."""
         path = f"{self.solver.param.snapshot_prefix}{infix}_iter_{iteration}.solverstate"
+        positions = self._positions() if self.config.as_reference else []
         self._loaded = "roll back"
         try:
             self.solver.restore(path)
         finally:
             self._loaded = ""
+        for layer, position in positions:
+            layer.load_state(position)
         return path
+
+    def _positions(self) -> list[tuple[Layer, dict[str, Any]]]:
+        """Where the data are: the reference reads on from there, whatever it goes back to."""
+        layers = [layer for net in (self.solver.net, *self.solver.test_nets) for layer in net.layers]
+        return [(layer, state) for layer in layers if (state := layer.state()) is not None]
 
     def set_rate(self, rate: np.float32) -> None:
         """Holds the learning rate; 0 gives it back to lr_policy."""

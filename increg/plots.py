@@ -23,7 +23,7 @@ def plot_punishments(rows: Sequence[Row], path: str | os.PathLike[str], before: 
     """Writes a PNG: for each pruned layer its groups' punishments and averaged ranks over time, each line ending where
     its group is pruned; below, the share pruned and the accuracy, retraining included.
 
-    `rows` are a record's rows (see `record`), `before` the accuracy before pruning. Raises `CaffeError` if the rows hold
+    `rows` are a record's rows (see `record`), `before` the accuracy before pruning. Raises `CaffeError` if there is
     nothing to plot.
     """
     from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def plot_punishments(rows: Sequence[Row], path: str | os.PathLike[str], before: 
     samples = [row for row in rows if row["what"] == "sample"]
     pruning = [row for row in samples if any("punish" in layer for layer in row["layers"].values())]
     if not pruning:
-        raise CaffeError(f"{os.fspath(path)}: nothing to plot: the record holds no iteration at which a layer was pruned")
+        raise CaffeError(f"{os.fspath(path)}: nothing to plot: no row tells of an iteration that pruned")
     names = [name for name in pruning[0]["layers"] if any("punish" in row["layers"][name] for row in pruning)]
     figure = Figure(figsize=(max(9.0, 4.8 * len(names)), 9.6), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=(2, 1))
@@ -49,7 +49,7 @@ def plot_punishments(rows: Sequence[Row], path: str | os.PathLike[str], before: 
 def _series(rows: Sequence[Row], name: str, key: str) -> tuple[np.ndarray, np.ndarray]:
     """(step of every row, values: one line a row and one column a group, NaN once the group is pruned)."""
     rows = [row for row in rows if key in row["layers"][name]]
-    values = np.array([[np.nan if value is None else value for value in row["layers"][name][key]] for row in rows], float)
+    values = np.array([row["layers"][name][key] for row in rows], float)  # None becomes NaN
     return np.array([row["step"] for row in rows]), values
 
 

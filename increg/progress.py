@@ -11,6 +11,11 @@ from tqdm import tqdm
 
 from caffe_compat.solver import Solver, SolverHook
 
+from .hook import PruneHook
+
+#: What is said when the schedule enters a state.
+STATES = {"losseval": "All layers are pruned; the loss settles", "retrain": "Retraining begins",
+          "final_retrain": "The last retraining begins", "prune": "The next stage of pruning begins"}
 #: Iterations between two looks at the clock, and seconds between two lines of a log.
 EVERY, SECONDS = 10, 10.0
 
@@ -45,8 +50,8 @@ class Progress(SolverHook):
         if self._ran % EVERY:
             return
         if not self._bar.disable:
-            self._bar.update(EVERY)
             self._bar.set_postfix_str(self.describe(solver), refresh=False)
+            self._bar.update(EVERY)
         elif (now := time.monotonic()) - self._told >= self.seconds:
             rate = (self._ran - self._told_at) / (now - self._told)
             done = f"{solver.iter + 1}" + (f" of {self.total}" if self.total else "")
@@ -61,3 +66,38 @@ class Progress(SolverHook):
         """Prints a line, above the bar if there is one."""
         tqdm.write(text, file=self.out)
         self.out.flush()
+
+
+def describe(hook: PruneHook) -> str:
+    """How far pruning is, in a few words."""
+    now = hook.stages.now
+    if now.state != "prune":
+        word = "settling" if now.state == "losseval" else "retraining"
+        return word + (f", best accuracy {100 * now.best.accuracy:.2f} %" if now.best.iter else "")
+    layers = [f"{layer.name} {100 * layer.compared_ratio(hook.config.by_rows):.0f} of {100 * layer.ratio_now:.0f} %"
+              for layer in hook.layers if layer.prunes]
+    return f"pruned: {', '.join(layers)}"
+
+
+class Narrator(SolverHook):
+    """Says what pruning has reached: a layer its ratio, the schedule another state."""
+
+    name = "increg.narrator"
+
+    def __init__(self, pruning: PruneHook, say: Callable[[str], None]) -> None:
+        self.pruning = pruning
+        self.say = say
+        self._state = "prune"
+        self._finished: set[str] = set()
+
+    def on_updated(self, solver: Solver) -> None:
+        """Tells what is new."""
+        state = self.pruning.stages.now.state
+        for layer in self.pruning.layers:
+            if layer.prunes and layer.finished is not None and layer.name not in self._finished:
+                self._finished.add(layer.name)
+                self.say(f"Iteration {solver.iter + 1}: {layer.name} is pruned, "
+                         f"{100 * layer.pruned_ratio:.1f} % of its weights")
+        if state != self._state and not self.pruning.stages.now.done:
+            self._state = state
+            self.say(f"Iteration {solver.iter + 1}: {STATES[state]}")

@@ -54,7 +54,7 @@ class Recorder(SolverHook):
             file.writelines(f"{json.dumps(row)}\n" for row in rows)
         os.replace(partial, self.path)
         self._state = next((row["state"] for row in reversed(rows) if row["what"] == "sample"), "")
-        self._file = open(self.path, "a", buffering=1)
+        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115
 
     def on_updated(self, solver: Solver) -> None:
         """Takes a sample when it is due."""
@@ -108,7 +108,7 @@ class Recorder(SolverHook):
 
 
 def read_record(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a record. A last line that is cut off, by a crash, is left out; raises `ParseError` for other damage."""
+    """The rows of a record. A last line that a crash cut off is left out; raises `ParseError` for other damage."""
     with open(path) as file:
         lines = file.read().splitlines()
     rows = []

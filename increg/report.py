@@ -24,8 +24,9 @@ class Outcome:
         """The outcome for a pruned net's layers, as they are now."""
         convolutions = [layer for layer in layers if layer.is_conv]
         return cls(accuracy_before, accuracy_after, measure(convolutions, compression_counts_conv=True), [
-            {"name": layer.name, "rows": layer.layout.rows, "columns": layer.layout.columns, "rows_pruned": layer.num_rows,
-             "columns_pruned": layer.num_columns, "pruned_ratio": float(layer.pruned_ratio)}
+            {"name": layer.name, "rows": layer.layout.rows, "columns": layer.layout.columns,
+             "rows_pruned": layer.num_rows, "columns_pruned": layer.num_columns,
+             "pruned_ratio": float(layer.pruned_ratio)}
             for layer in layers if layer.prunes or layer.pruned_ratio > 0])
 
     def to_json(self) -> dict[str, Any]:
@@ -38,7 +39,8 @@ class Outcome:
         lines = [
             f"{'':20}{'before':>12}{'after':>12}",
             f"{'test accuracy':20}{100 * self.accuracy_before:>10.2f} %{100 * self.accuracy_after:>10.2f} %",
-            f"{'conv multiply-adds':20}{budget.operations:>12,}{budget.operations_left:>12,.0f}   {budget.speedup:.3f}x fewer",
+            f"{'conv multiply-adds':20}{budget.operations:>12,}{budget.operations_left:>12,.0f}"
+            f"   {budget.speedup:.3f}x fewer",
             f"{'conv weights':20}{budget.weights:>12,}{budget.weights_left:>12,.0f}   {budget.compression:.3f}x fewer",
             "",
             f"{'layer':20}{'columns pruned':>20}{'rows pruned':>16}{'weights pruned':>18}",

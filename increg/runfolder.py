@@ -27,8 +27,8 @@ def open_folder(out: str | None, plan: dict[str, Any]) -> Path:
     if out is not None:
         folder = Path(out)
         if not _is_free(folder, plan):
-            raise CaffeError(f"{folder}: holds a finished run, one of other settings, or other files; name a new folder, or "
-                             "remove this one")
+            raise CaffeError(f"{folder}: holds a finished run, one of other settings, or other files; name a new "
+                             "folder, or remove this one")
     else:
         names = (DEFAULT.with_name(f"{DEFAULT.name}-{k}") if k > 1 else DEFAULT for k in count(1))
         folder = next(name for name in names if _is_free(name, plan))
@@ -36,7 +36,8 @@ def open_folder(out: str | None, plan: dict[str, Any]) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         write_note(folder / NOTE, {"plan": plan})
     except OSError as error:
-        raise CaffeError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder with --out") from error
+        raise CaffeError(f"{folder}: cannot be written: {error.strerror or error}; choose another folder with "
+                         "--out") from error
     return folder
 
 

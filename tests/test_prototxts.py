@@ -77,7 +77,9 @@ def test_digits_are_the_same_every_time(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
     experiments.make_digits(tmp_path)
     experiments.make_digits(tmp_path)  # leaves what is there alone
-    net_text = '''layer { name: "d" type: "Data" top: "data" top: "label" data_param { source: "%s" batch_size: 100 backend: LMDB } }'''
+    net_text = '''layer {
+      name: "d" type: "Data" top: "data" top: "label" data_param { source: "%s" batch_size: 100 backend: LMDB }
+    }'''
     counts = []
     for name, batches in (("digits_train_lmdb", 13), ("digits_test_lmdb", 4)):
         net = Net(proto.parse_text(net_text % (tmp_path / name), "NetParameter"), "TEST")

@@ -18,7 +18,7 @@ import torch
 from caffe_compat import proto
 from caffe_compat.errors import CaffeError
 from caffe_compat.net import Net
-from increg import demo, runfolder
+from increg import demo, experiments, runfolder
 from increg.cli import main
 from increg.plots import plot_punishments
 from increg.progress import Progress
@@ -42,8 +42,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def increg(*arguments: str, cwd: Path, **options: object) -> subprocess.CompletedProcess:
     """Runs the command, its output no terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "increg.cli", *arguments], cwd=cwd, env=environment, capture_output=True,
-                          text=True, timeout=120, **options)
+    return subprocess.run([sys.executable, "-m", "increg.cli", *arguments], cwd=cwd, env=environment,
+                          capture_output=True, text=True, timeout=120, **options)
 
 
 def test_it_prunes(finished: tuple[Path, str]) -> None:
@@ -110,7 +110,7 @@ def test_a_finished_run_is_not_overwritten(finished: tuple[Path, str], capsys: p
 
 
 def test_an_interrupted_run_goes_on(tmp_path: Path, finished: tuple[Path, str]) -> None:
-    """Stopped by SIGINT while pruning; the same command finishes it, with the result of the run that was not stopped."""
+    """Stopped by SIGINT while pruning; the same command finishes it, with the result of a run that was not stopped."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "increg.cli", "demo", "--quick", "--seed", "3", "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
@@ -149,8 +149,8 @@ def test_bad_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     path = tmp_path / "bad.caffemodel"
     path.write_bytes(b"" if kind == "empty" else b"no weights at all")
     if kind == "another net's":
-        text = (ROOT / "prototxt" / "digits" / "deploy.prototxt").read_text().replace("num_output: 50", "num_output: 51")
-        Net(proto.parse_text(text, "NetParameter")).save(path)
+        text = (ROOT / "prototxt" / "digits" / "deploy.prototxt").read_text()
+        Net(proto.parse_text(text.replace("num_output: 50", "num_output: 51"), "NetParameter")).save(path)
     assert main(["demo", "--weights", str(path), "--out", "run"]) == 1
     error = capsys.readouterr().err
     assert "bad.caffemodel" in error and error.count("\n") == 1
@@ -184,7 +184,7 @@ def test_bad_input(arguments: list[str], message: str, tmp_path: Path, monkeypat
 
 def test_damaged_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"):
+    for name in (file for files in experiments.MNIST_FILES.values() for file in files):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"\0\0\x08\x03 not an image")[:-9])
     assert main(["demo", "--mnist", ".", "--out", "run"]) == 1
     assert "train-images-idx3-ubyte.gz: the compressed file is damaged" in capsys.readouterr().err
