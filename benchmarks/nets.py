@@ -4,7 +4,8 @@
 
 Each network runs forward in the TEST phase (`net.forward()`) and forward and backward in the TRAIN phase, from the same
 weights; that both give the same scores is checked first. PyTorch runs in both memory formats, and the faster one is the
-measure. All take turns, and each one's fastest pass counts, so that what else the machine does matters little.
+measure. All take turns, and each one's fastest pass counts. On a busy machine use `--threads 1`: then processor time is
+counted instead of time on the clock.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def measure_net(name: str, seconds: float) -> None:
         contenders["ours"] = net.forward if phase == "TEST" else training_ours(net)
         times = fastest(contenders, seconds)
         ratio = times["ours"] / min(times[form] for form in FORMATS)
-        print(f"{name:14}{batch:5}  {label:16}" + "".join(f"{1e3 * value:9.2f}" for value in times.values()), f"{ratio:6.3f}")
+        columns = "".join(f"{1e3 * value:9.2f}" for value in times.values())
+        print(f"{name:14}{batch:5}  {label:16}{columns} {ratio:6.3f}", flush=True)
 
 
 def caffe_net(name: str, batch: int, phase: str) -> Net:
@@ -137,21 +139,20 @@ def training_ours(net: Net) -> Callable[[], object]:
 
 def fastest(contenders: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
     """Seconds of each contender's fastest pass; they take turns, for `seconds` each and at least five times."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for run in contenders.values():
         run()
-    spent = 0.0
-    while spent < seconds * len(contenders) or len(times[name]) < 5:
+    while sum(map(sum, times.values())) < seconds * len(contenders) or min(map(len, times.values())) < 5:
         for name, run in contenders.items():
-            start = time.perf_counter()
+            start = clock()
             run()
-            times[name].append(time.perf_counter() - start)
-            spent += times[name][-1]
+            times[name].append(clock() - start)
     return {name: min(values) for name, values in times.items()}
 
 
 def measure_overhead(seconds: float, blocks: int = 50) -> None:
-    """Prints what a layer costs beyond its arithmetic, in a net of four times `blocks` layers that have little to do."""
+    """Prints what a layer costs beyond its arithmetic, in a net of 4 * `blocks` layers that have little to do."""
     n = NetSpec()
     top = n.data = layers.Input(shape={"dim": [1, 4, 6, 6]})
     for k in range(blocks):
@@ -173,8 +174,8 @@ def measure_overhead(seconds: float, blocks: int = 50) -> None:
     times = fastest({"by hand": by_hand, "ours": net.forward}, seconds)
     count = 4 * blocks
     own = (times["ours"] - times["by hand"]) / count
-    print(f"\n{count} small layers: {1e6 * times['ours'] / count:.1f} us a layer forward, of which {1e6 * own:.1f} us "
-          "are not in PyTorch's functions")
+    print(f"\n{count} small layers: {1e6 * times['ours'] / count:.1f} us a layer forward, {1e6 * own:.1f} us of it "
+          "beyond PyTorch's functions")
 
 
 if __name__ == "__main__":

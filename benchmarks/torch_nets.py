@@ -1,4 +1,4 @@
-"""Published networks written by hand in PyTorch, layer by layer as in `prototxt/<name>/deploy.prototxt`, up to the scores.
+"""Published networks written by hand in PyTorch, with the layers of `prototxt/<name>/deploy.prototxt` up to the scores.
 
 `TORCH_NETS` holds the functions that make them. They are what this package's speed is measured against.
 """
@@ -21,8 +21,8 @@ def pool(kernel: int = 3, stride: int = 2, **settings: int) -> nn.MaxPool2d:
 
 def classifier(inputs: int) -> list[nn.Module]:
     """The three inner products of AlexNet and VGG."""
-    hidden = [nn.Linear(inputs, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 4096), nn.ReLU(inplace=True)]
-    return [nn.Flatten(), *hidden, nn.Dropout(), nn.Linear(4096, 1000)]
+    first = [nn.Flatten(), nn.Linear(inputs, 4096), nn.ReLU(inplace=True), nn.Dropout()]
+    return [*first, nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 1000)]
 
 
 def lenet() -> nn.Module:
@@ -67,7 +67,8 @@ def alexnet() -> nn.Module:
 class Inception(nn.Module):
     """Four branches side by side; filters in the order of the GoogLeNet paper's table."""
 
-    def __init__(self, inputs: int, ones: int, reduce3: int, threes: int, reduce5: int, fives: int, pooled: int) -> None:
+    def __init__(self, inputs: int, ones: int, reduce3: int, threes: int, reduce5: int, fives: int,
+                 pooled: int) -> None:
         super().__init__()
         self.branches = nn.ModuleList([
             conv_relu(inputs, ones, 1),
@@ -85,12 +86,14 @@ def googlenet() -> nn.Module:
         return nn.LocalResponseNorm(5, 1e-4, 0.75, 1)
 
     return nn.Sequential(
-        conv_relu(3, 64, 7, stride=2, padding=3), pool(), norm(), conv_relu(64, 64, 1), conv_relu(64, 192, 3, padding=1),
-        norm(), pool(), Inception(192, 64, 96, 128, 16, 32, 32), Inception(256, 128, 128, 192, 32, 96, 64), pool(),
+        conv_relu(3, 64, 7, stride=2, padding=3), pool(), norm(),
+        conv_relu(64, 64, 1), conv_relu(64, 192, 3, padding=1), norm(), pool(),
+        Inception(192, 64, 96, 128, 16, 32, 32), Inception(256, 128, 128, 192, 32, 96, 64), pool(),
         Inception(480, 192, 96, 208, 16, 48, 64), Inception(512, 160, 112, 224, 24, 64, 64),
         Inception(512, 128, 128, 256, 24, 64, 64), Inception(512, 112, 144, 288, 32, 64, 64),
         Inception(528, 256, 160, 320, 32, 128, 128), pool(), Inception(832, 256, 160, 320, 32, 128, 128),
-        Inception(832, 384, 192, 384, 48, 128, 128), nn.AvgPool2d(7), nn.Dropout(0.4), nn.Flatten(), nn.Linear(1024, 1000))
+        Inception(832, 384, 192, 384, 48, 128, 128),
+        nn.AvgPool2d(7), nn.Dropout(0.4), nn.Flatten(), nn.Linear(1024, 1000))
 
 
 def vgg16() -> nn.Module:

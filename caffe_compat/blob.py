@@ -56,6 +56,21 @@ class Blob:
             self._diff.tensor = torch.zeros_like(self._data.tensor, requires_grad=False)
         return self._diff.numpy()
 
+    def write(self, values: np.ndarray, diff: bool = False) -> None:
+        """Overwrites data (or diff) with an array that broadcasts to its shape; on a GPU without reading it back first.
+
+        Raises TypeError or ValueError where it does not.
+        """
+        device = self._data.tensor.device
+        if device.type == "cpu":
+            (self.diff if diff else self.data)[...] = values
+            return
+        wanted = torch.from_numpy(np.array(np.broadcast_to(values, self.shape), np.float32))
+        if diff:
+            self.grad = wanted.to(device)
+        else:
+            self._data.put(wanted)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The size of each axis."""

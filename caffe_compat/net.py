@@ -75,6 +75,8 @@ class Net:
         self.loss_weights: dict[str, float] = {name: weight for name, _, weight in builder.losses}
         self._losses = [(blob, weight) for _, blob, weight in builder.losses]
         self._steps: list[Step] = builder.steps
+        #: The last layer of the pass that runs, and how many layers follow the present shapes.
+        self._end, self._shaped = len(self._steps) - 1, len(self._steps)
         if not keep_diffs:
             _fuse(self._steps)
         self._positions = {step.layer.name: position for position, step in enumerate(self._steps)}
@@ -126,8 +128,15 @@ class Net:
         for position in range(first):
             if self._steps[position].tensors is None:
                 self._take_as_given(position)
+        self._reach(last)
         for position in range(first, last + 1):
             self._run(self._steps[position], position)
+
+    def _reach(self, last: int) -> None:
+        """Prepares for a pass that ends at layer `last`: those after it need not fit the shapes of this pass."""
+        self._end = last
+        if last >= self._shaped:
+            self._reshape(0)
 
     def _take_as_given(self, position: int) -> None:
         """Lets what the tops of a layer hold now stand for what it would make."""
@@ -258,6 +267,7 @@ class Net:
 
     def forward_backward(self) -> Tensor:
         """One forward and one backward pass of the whole net; returns `loss`, without waiting for the device."""
+        self._reach(len(self._steps) - 1)
         for position, step in enumerate(self._steps):
             self._run(step, position)
         self.propagate()
@@ -270,10 +280,12 @@ class Net:
 
     def reshape(self) -> None:
         """Carries the shapes of the inputs through the net, as a forward pass does by itself."""
+        self._end = len(self._steps) - 1
         self._reshape(0)
 
     def _reshape(self, first: int) -> None:
-        for step in self._steps[first:]:
+        """Carries the shapes from layer `first` on to the last one of the pass."""
+        for step in self._steps[first:self._end + 1]:
             if step.given:
                 step.shapes = [blob.shape for blob in step.tops]
             if step.layer.is_source:
@@ -283,6 +295,7 @@ class Net:
             for blob, shape in zip(step.tops, step.shapes):
                 if blob.shape != shape:
                     blob.reshape(*shape)
+        self._shaped = self._end + 1
 
     def _position(self, name: str | None, default: int) -> int:
         if name is None:

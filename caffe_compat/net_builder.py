@@ -78,6 +78,7 @@ class NetBuilder:
         self._available: set[str] = set()
         self._latest: dict[str, tuple[int, int]] = {}
         self._owners: dict[str, Learnable] = {}
+        self._bytes = 0
         self._need: dict[int, bool] = {}  # blob id -> needs backward
 
     def build(self, layers: Iterable[PlacedLayer]) -> None:
@@ -88,6 +89,8 @@ class NetBuilder:
         if self._force_backward:
             self._force()
         self._mark_cuts_and_leaves()
+        for name in self.outputs:
+            log.info("This network produces output %s", name)
 
     @property
     def outputs(self) -> list[str]:
@@ -113,11 +116,13 @@ class NetBuilder:
         rates = [param.lr_mult for param in spec.param]
         layer.setup(shapes)
         step.shapes = [tuple(shape) for shape in layer.reshape(shapes)]
-        for k, (blob, shape, name) in enumerate(zip(tops, step.shapes, top_names)):
+        for k, (blob, shape) in enumerate(zip(tops, step.shapes)):
             initial = layer.initial(k)
             blob.tensor = torch.zeros(shape, device=context.device) if initial is None else initial
-            log.info("Top shape: %s (%s)", format_shape(shape), name)
+        log.info("Setting up %s", spec.name)
         self._weigh_losses(step)
+        self._bytes += sum(4 * blob.count for blob in tops)
+        log.info("Memory required for data: %d", self._bytes)
         self._add_params(layer)
         # Caffe asks for the rates as the file has them, before BatchNorm sets its own to 0.
         rates = (rates + [1.0] * len(layer.blobs))[:len(layer.blobs)]
@@ -136,6 +141,7 @@ class NetBuilder:
             if name not in self._available:
                 raise NetError(f'{where}: bottom blob "{name}" is not available here; available are: '
                                f"{', '.join(sorted(self._available)) or 'none'}", spec.name, name)
+            log.info("%s <- %s", spec.name, name)
             self._available.remove(name)
         blobs = [self.blobs[name] for name in spec.bottom]
         wanted = list(spec.propagate_down) or [self._need[id(blob)] for blob in blobs]
@@ -148,6 +154,7 @@ class NetBuilder:
             if not kept and name in self.blobs and name != AUTOMATIC:
                 producer = self.steps[self._latest[name][0]].layer.where
                 raise NetError(f'{where}: top blob "{name}" is already produced by {producer}; rename one', spec.name, name)
+            log.info("%s -> %s%s", spec.name, name, " (in-place)" if kept else "")
             blob = self.blobs[name] if kept else Blob(torch.empty(0))
             self.blobs[name] = blob
             tops.append(blob)
@@ -159,6 +166,7 @@ class NetBuilder:
         step.loss_weights = list(step.layer.spec.loss_weight) or ([1.0] if step.layer.is_loss else [])
         step.loss_weights += [0.0] * (len(step.tops) - len(step.loss_weights))
         for name, blob, weight in zip(step.top_names, step.tops, step.loss_weights):
+            log.info("Top shape: %s", format_shape(blob.shape))
             if weight:
                 blob.grad = torch.full_like(blob.tensor, weight)
                 self.losses.append((name, blob, weight))

@@ -139,11 +139,12 @@ class Layer:
         return axis % len(shape)
 
     def _settings(self, spec: Any) -> Any:
-        """The type's own message in `spec`; the defaults of BVLC's schema where a fork's does not have it."""
+        """The type's own message in `spec`; the defaults of the first dialect that has it where the net's does not."""
         if self.param_field is None:
             return None
         if self.param_field not in spec.DESCRIPTOR.fields_by_name:
-            spec = proto.BVLC.message("LayerParameter")()
+            specs = (dialect.message("LayerParameter")() for dialect in proto.all_dialects())
+            spec = next(spec for spec in specs if self.param_field in spec.DESCRIPTOR.fields_by_name)
         return getattr(spec, self.param_field)
 
     # -- checks -----------------------------------------------------------------------------------------------------

@@ -23,8 +23,12 @@ NOT_AS_RECORDED = {
 #: The test file of each type that no recording exists for.
 OWN_TESTS = {
     "Data": "test_data.py",
+    "DetectionOutput": "test_ssd.py",
     "HDF5Output": "test_sources.py",
     "ImageData": "test_image_data.py",
+    "Normalize": "test_ssd.py",
+    "Permute": "test_ssd.py",
+    "PriorBox": "test_ssd.py",
     "Python": "test_python.py",
     "Silence": "test_utility.py",
     "WindowData": "test_image_data.py",
