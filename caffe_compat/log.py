@@ -1,4 +1,7 @@
-"""Log lines as glog writes them, so that parsers of Caffe's logs go on working: `I1120 19:16:52.634130 16884 solver.py:45] ...`"""
+"""Log lines as glog writes them, so that parsers of Caffe's logs go on working.
+
+    I1120 19:16:52.634130 16884 solver.py:45] Iteration 0, lr = 0.01
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -381,7 +382,7 @@ def _apart(grads: Sequence[Tensor | None], diffs: list[Tensor]) -> list[Tensor |
 
 def _fuse(steps: list[Step]) -> None:
     """Lets each BatchNorm do the work of the Scale that changes its top in place: torch does both at the price of one."""
-    for step, following in zip(steps, steps[1:]):
+    for step, following in pairwise(steps):
         if (isinstance(step.layer, BatchNorm) and isinstance(following.layer, Scale)
                 and following.tops == following.bottoms == step.tops and step.need_backward == following.need_backward):
             step.layer.fuse(following.layer)

@@ -11,7 +11,8 @@ from caffe_compat import cli
 
 FOLDER = Path(__file__).parent / "golden" / "solvers"
 TEST_NET = """
-layer { name: "data" type: "HDF5Data" top: "data" top: "label" hdf5_data_param { source: "data/train_list.txt" batch_size: 10 } }
+layer { name: "data" type: "HDF5Data" top: "data" top: "label"
+  hdf5_data_param { source: "data/train_list.txt" batch_size: 10 } }
 layer { name: "conv1" type: "Convolution" bottom: "data" top: "conv1" convolution_param { num_output: 6 kernel_size: 3 } }
 layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
 layer { name: "pool1" type: "Pooling" bottom: "conv1" top: "pool1" pooling_param { kernel_size: 2 stride: 2 } }
@@ -61,7 +62,8 @@ def test_train_then_test(solver: Path, capfd: pytest.CaptureFixture[str]) -> Non
     weights = solver.with_name("solver_iter_6.caffemodel")
     assert weights.exists()
 
-    assert cli.main(["test", "--model", str(solver.with_name("test.prototxt")), f"-weights={weights}", "-iterations", "20"]) == 0
+    model = str(solver.with_name("test.prototxt"))
+    assert cli.main(["test", "--model", model, f"-weights={weights}", "-iterations", "20"]) == 0
     scored = capfd.readouterr().err
     final = accuracies[-1].split(" = ")[1]
     assert re.search(rf"\] accuracy = {final}$", scored, re.MULTILINE)

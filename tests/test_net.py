@@ -167,7 +167,8 @@ def test_shared_parameters_have_one_blob_and_the_sum_of_diffs(tmp_path: Path) ->
 def test_shared_parameters_must_agree(tmp_path: Path) -> None:
     text = """
     layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 } } }
-    layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" lr_mult: 3 } inner_product_param { num_output: 3 } }
+    layer { name: "a" type: "InnerProduct" bottom: "x" top: "a" param { name: "w" lr_mult: 3 }
+      inner_product_param { num_output: 3 } }
     layer { name: "b" type: "InnerProduct" bottom: "a" top: "b" param { name: "w" %s } inner_product_param { num_output: %d } }
     """
     with pytest.raises(NetError, match='shared param "w" has lr_mult 2 here and 3 in layer a'):
@@ -217,7 +218,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "weights.caffemodel"
     net.save(path)
     wider = build(CLASSIFIER.replace("num_output: 5", "num_output: 6"), tmp_path)
-    with pytest.raises(WeightError, match=r"weights.caffemodel: fc/0: shape mismatch, the file has 5 144 \(720\), the net 6 144"):
+    with pytest.raises(WeightError, match=r"fc/0: shape mismatch, the file has 5 144 \(720\), the net 6 144"):
         wider.copy_from(path)
     unbiased = build(CLASSIFIER.replace("num_output: 5", "num_output: 5 bias_term: false"), tmp_path)
     with pytest.raises(WeightError, match="fc: the file has 2 blobs for this layer, the net 1"):
@@ -271,7 +272,8 @@ layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 4 dim: 3 dim
 layer { name: "conv" type: "Convolution" bottom: "x" top: "y"
   convolution_param { num_output: 5 kernel_size: 3 weight_filler { type: "xavier" } } }
 layer { name: "bn" type: "BatchNorm" bottom: "y" top: "y" }
-layer { name: "scale" type: "Scale" bottom: "y" top: "y" scale_param { bias_term: true filler { type: "gaussian" mean: 1 std: 0.3 } } }
+layer { name: "scale" type: "Scale" bottom: "y" top: "y"
+  scale_param { bias_term: true filler { type: "gaussian" mean: 1 std: 0.3 } } }
 layer { name: "relu" type: "ReLU" bottom: "y" top: "y" }
 layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" reduction_param { operation: SUMSQ } loss_weight: 1 }
 """

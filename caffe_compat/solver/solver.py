@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from .. import proto
-from ..errors import SolverError
 from ..net import Net
 from ..net_builder import Learnable
 from ..proto import Document
