@@ -1,4 +1,4 @@
-"""Caffe on PyTorch: reads Caffe's prototxt, solver and weight files, runs and trains them as Caffe does, on CPU or CUDA.
+"""Caffe on PyTorch: reads Caffe's prototxt, solver and weight files, runs and trains them as Caffe does.
 
 As a script of Caffe's Python module does, with numpy arrays in and out (`caffe_compat.pycaffe`):
 
@@ -8,8 +8,8 @@ As a script of Caffe's Python module does, with numpy arrays in and out (`caffe_
 >>> solver = caffe.get_solver("solver.prototxt")
 >>> solver.solve()
 
-The core, on torch tensors, is `caffe_compat.net.Net`, and `Solver`, which `create_solver` makes with the plug-ins that a
-solver's settings ask for.
+The core, on torch tensors, is `caffe_compat.net.Net`, and `Solver`, which `create_solver` makes with the plug-ins
+that a solver's settings ask for.
 """
 
 from . import proto
@@ -22,6 +22,6 @@ from .pycaffe import __version__, classifier, detector, net_spec
 from .solver import Solver, SolverHook
 
 __all__ = [
-    "TEST", "TRAIN", "CaffeError", "Solver", "SolverHook", "__version__", "classifier", "create_solver", "detector", "net_spec",
-    "proto", *_pycaffe,
+    "TEST", "TRAIN", "CaffeError", "Solver", "SolverHook", "__version__", "classifier", "create_solver", "detector",
+    "net_spec", "proto", *_pycaffe,
 ]

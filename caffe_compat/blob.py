@@ -14,7 +14,7 @@ from .mirror import Mirror
 
 
 class Blob:
-    """Caffe's Blob: `data` and `diff` as numpy arrays that can be written in place, `tensor` and `grad` as torch tensors.
+    """Caffe's Blob: `data` and `diff` as numpy arrays to be written in place, `tensor` and `grad` as torch tensors.
 
     `grad` is None until a backward pass makes one, which reads as a diff of zeros.
     """

@@ -46,8 +46,8 @@ def postponed_refresh() -> Iterator[None]:
 class Mirror:
     """A tensor (or None) and its array.
 
-    Without an array this is a plain attribute. `host` is the array where it has memory of its own: what the user may have
-    written into it is copied to the tensor when that is next read, for as long as anyone holds the array.
+    Without an array this is a plain attribute. An array with memory of its own (`_host`) is copied to the tensor when
+    that is next read, as the user may have written into it, for as long as anyone holds the array.
     """
 
     __slots__ = ("__weakref__", "_age", "_device", "_host", "_source", "_view", "tensor")

@@ -91,6 +91,17 @@ def test_time(name: str, log: Callable[[str], str]) -> None:
     assert len(caffes) > 15
 
 
+def test_time_of_a_net_with_inputs(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What is written into an input takes no time, and its layer has its line all the same."""
+    path = tmp_path / "net.prototxt"
+    path.write_text('layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 5 } } }'
+                    'layer { name: "act" type: "TanH" bottom: "x" top: "y" }')
+    assert cli.main(["time", f"-model={path}", "-iterations=1", "-phase=TEST"]) == 0
+    texts = [text for _, text in messages(capfd.readouterr().err)]
+    assert "        in\tforward: 0 ms." in texts and "        in\tbackward: 0 ms." in texts
+    assert any(re.fullmatch(r"       act\tforward: [\d.e-]+ ms\.", text) for text in texts)
+
+
 # -- tables -----------------------------------------------------------------------------------------------------------
 
 

@@ -1,7 +1,7 @@
 """The layer types, one registry entry each; every module of this folder is imported, which registers what it defines.
 
-In scripts for pycaffe `caffe.layers` makes layers of a NetSpec (`L.Convolution(...)`): other names than the modules' own are
-those of `pycaffe.net_spec.layers`.
+In scripts for pycaffe `caffe.layers` makes layers of a NetSpec (`L.Convolution(...)`): other names than the modules'
+own are those of `pycaffe.net_spec.layers`.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
 """Python: a layer that a class of the user computes, in numpy (`caffe.Layer` of pycaffe).
 
-Which classes a file may name: those of modules that the program has imported itself. Importing a module only because a
-file names it would run whatever code lies there, so that takes a word of the caller: `allow_python_layers()`, or the flag
-of that name on the command line.
+Which classes a file may name: those of modules that the program has imported itself. Importing a module only because
+a file names it would run whatever code lies there, so that takes a word of the caller: `allow_python_layers()`, or the
+flag of that name on the command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _allowed = False
 
 
 def allow_python_layers(allow: bool = True) -> None:
-    """Lets network files have modules imported that they name in `python_param { module: ... }`; False forbids it again."""
+    """Lets network files have modules imported that they name in `python_param`; False forbids it again."""
     global _allowed
     _allowed = allow
 
@@ -40,11 +40,11 @@ class BlobVec(list[Blob]):
 class PythonLayer:
     """What the classes of Python layers derive from; they define the four methods below.
 
-    `bottom` and `top` are lists of blobs, whose `data` and `diff` are numpy arrays to read and to write in place, and which
-    `reshape(*shape)` shapes. What the class raises reaches the caller as it is.
+    `bottom` and `top` are lists of blobs, whose `data` and `diff` are numpy arrays to read and to write in place, and
+    which `reshape(*shape)` shapes. What the class raises reaches the caller as it is.
 
-    `blobs` are the parameters (`self.blobs.add_blob(*shape)` in `setup`; `backward` adds to their diffs), `param_str` is
-    the text of that name in the network file and `phase` TRAIN or TEST.
+    `blobs` are the parameters (`self.blobs.add_blob(*shape)` in `setup`; `backward` adds to their diffs), `param_str`
+    is the text of that name in the network file and `phase` TRAIN or TEST.
     """
 
     type = "Python"
@@ -81,7 +81,8 @@ class PythonLayer:
         """Starts the data anew, as after restoring a snapshot that Caffe wrote."""
 
     def _missing(self, method: str) -> NetError:
-        return NetError(f"{self.name}: the class {type(self).__name__} of this Python layer does not define {method}", self.name)
+        return NetError(f"{self.name}: the class {type(self).__name__} of this Python layer does not define {method}",
+                        self.name)
 
 
 @layer("Python", bottoms=(0, None), tops=(0, None), param="python_param")
@@ -110,14 +111,15 @@ class Python(Layer):
     def _class(self) -> type[PythonLayer]:
         module_name, name = self.param.module, self.param.layer
         if module_name not in sys.modules and not _allowed:
-            raise self.error(f"the Python layer {module_name}.{name} is code that the network file asks for; if you trust it, "
-                             "import the module first, call allow_python_layers(), or give --allow_python_layers")
+            raise self.error(f"the Python layer {module_name}.{name} is code that the network file asks for; if you "
+                             "trust it, import the module first, call allow_python_layers(), or give "
+                             "--allow_python_layers")
         try:
             module = import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name != module_name:
                 raise
-            raise self.error(f'there is no module "{module_name}" (python_param); is its folder in PYTHONPATH?') from None
+            raise self.error(f'there is no module "{module_name}" (python_param); is it in PYTHONPATH?') from None
         found = getattr(module, name, None)
         if not (isinstance(found, type) and issubclass(found, PythonLayer)):
             classes = [key for key, value in vars(module).items()
@@ -170,8 +172,8 @@ class Python(Layer):
 
 
 class _Call(torch.autograd.Function):
-    """A Python layer in torch's graph. Its class writes parameter diffs itself, so that none are returned for them; they
-    are inputs all the same, or torch would not ask for the gradient of a layer whose bottoms need none."""
+    """A Python layer in torch's graph. Its class writes parameter diffs itself, so that none are returned for them;
+    they are inputs all the same, or torch would not ask for the gradient of a layer whose bottoms need none."""
 
     @staticmethod
     def forward(ctx: Any, owner: Python, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:

@@ -42,8 +42,9 @@ from .solver import (
 __version__ = "1.0.0"
 
 __all__ = [
-    "NCCL", "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "Blob", "Classifier", "Detector", "Layer", "NesterovSolver", "Net",
-    "NetSpec", "RMSPropSolver", "SGDSolver", "Timer", "__version__", "allow_python_layers", "get_solver", "has_nccl",
-    "init_log", "io", "layer_type_list", "log", "params", "set_device", "set_mode_cpu", "set_mode_gpu",
-    "set_multiprocess", "set_random_seed", "set_solver_count", "set_solver_rank", "solver_count", "solver_rank", "to_proto",
+    "NCCL", "AdaDeltaSolver", "AdaGradSolver", "AdamSolver", "Blob", "Classifier", "Detector", "Layer",
+    "NesterovSolver", "Net", "NetSpec", "RMSPropSolver", "SGDSolver", "Timer", "__version__", "allow_python_layers",
+    "get_solver", "has_nccl", "init_log", "io", "layer_type_list", "log", "params", "set_device", "set_mode_cpu",
+    "set_mode_gpu", "set_multiprocess", "set_random_seed", "set_solver_count", "set_solver_rank", "solver_count",
+    "solver_rank", "to_proto",
 ]

@@ -1,4 +1,4 @@
-"""`python -m caffe_compat.pycaffe [--allow_python_layers] script.py [arguments]`: a script that says `import caffe`, as it is."""
+"""`python -m caffe_compat.pycaffe [--allow_python_layers] script.py [arguments]` runs a script that imports `caffe`."""
 
 from __future__ import annotations
 

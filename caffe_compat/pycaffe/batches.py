@@ -28,13 +28,13 @@ class Batches:
                              **arrays: np.ndarray) -> tuple[Arrays, Arrays]:
         """`forward` and `backward` on all rows of `arrays`, which are given for inputs (data) and outputs (diffs).
 
-        Where there are none for one of the two, it runs as without arguments. Returns what the two return for all batches.
+        Where there are none for one of the two, it runs as without arguments. Returns what the two return, of all rows.
         """
         rows = _rows(arrays)
         unknown = set(arrays) - {*self.inputs, *self.outputs}
         if unknown:
-            raise WrongValue(f"arrays are given for {', '.join(sorted(unknown))}, which is no input ({', '.join(self.inputs)}) "
-                             f"and no output ({', '.join(self.outputs)})")
+            raise WrongValue(f"arrays are given for {', '.join(sorted(unknown))}, which is no input "
+                             f"({', '.join(self.inputs)}) and no output ({', '.join(self.outputs)})")
         found, found_diffs = defaultdict(list), defaultdict(list)
         batches = [self._batch({name: arrays[name] for name in names if name in arrays})
                    for names in (self.inputs, self.outputs)]

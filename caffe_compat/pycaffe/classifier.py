@@ -27,14 +27,15 @@ def transformer_of(net: Net, mean: np.ndarray | None, input_scale: float | None,
 
 
 class Classifier(Net):
-    """A net for images in its first input: scaled to `image_dims` (by default what the net takes), cropped, transformed.
+    """A net for images in its first input: scaled to `image_dims` (by default its own size), cropped, transformed.
 
     `mean`, `input_scale`, `raw_scale` and `channel_swap` are the Transformer's settings; `options` are Net's.
     """
 
     def __init__(self, model_file: str | os.PathLike[str], pretrained_file: str | os.PathLike[str],
-                 image_dims: Sequence[int] | None = None, mean: np.ndarray | None = None, input_scale: float | None = None,
-                 raw_scale: float | None = None, channel_swap: Sequence[int] | None = None, **options: Any) -> None:
+                 image_dims: Sequence[int] | None = None, mean: np.ndarray | None = None,
+                 input_scale: float | None = None, raw_scale: float | None = None,
+                 channel_swap: Sequence[int] | None = None, **options: Any) -> None:
         super().__init__(model_file, "TEST", weights=pretrained_file, **options)
         self.transformer = transformer_of(self, mean, input_scale, raw_scale, channel_swap)
         self.crop_dims = np.array(self.blobs[self.inputs[0]].shape[2:])
@@ -43,7 +44,7 @@ class Classifier(Net):
     def predict(self, inputs: Sequence[np.ndarray], oversample: bool = True) -> np.ndarray:
         """Class probabilities (images, classes) of images (height, width, channels).
 
-        With `oversample` they are means over ten crops: corners, centre, and these mirrored; without, of the centre alone.
+        With `oversample` they are means over ten crops: corners, centre, and these mirrored; without, of the centre.
         """
         images = np.stack([io.resize_image(image, self.image_dims) for image in inputs])
         if oversample:

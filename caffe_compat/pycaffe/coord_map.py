@@ -1,7 +1,7 @@
 """caffe.coord_map: how the coordinates of one top of a NetSpec map to those of another, to crop one to the other.
 
-A map is (axis, scale, shift): along the axes from `axis` on, coordinate x of the one lies at scale * x + shift of the other.
-`axis` is None for a map that holds for any axes, the identity (None, 1, 0).
+A map is (axis, scale, shift): along the axes from `axis` on, coordinate x of the one lies at scale * x + shift of the
+other. `axis` is None for a map that holds for any axes, the identity (None, 1, 0).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Map = tuple[int | None, Any, Any]
 
 #: Types whose tops have the coordinates of their bottoms.
 PASS_THROUGH_LAYERS = (
-    "AbsVal", "BatchNorm", "Bias", "BNLL", "Dropout", "Eltwise", "ELU", "Log", "LRN", "Exp", "MVN", "Power", "ReLU", "PReLU",
-    "Scale", "Sigmoid", "Split", "TanH", "Threshold",
+    "AbsVal", "BatchNorm", "Bias", "BNLL", "Dropout", "Eltwise", "ELU", "Log", "LRN", "Exp", "MVN", "Power", "ReLU",
+    "PReLU", "Scale", "Sigmoid", "Split", "TanH", "Threshold",
 )
 _LEGACY = {"pad_h", "pad_w", "kernel_h", "kernel_w", "stride_h", "stride_w"}
 
@@ -43,7 +43,7 @@ class CropError(NetError, AssertionError):
 
 
 class UnknownScale(CropError, AttributeError):
-    """A map without any layer that has a kernel, which says nothing of the axes to crop; Caffe raises AttributeError."""
+    """A map without any layer that has a kernel, which says nothing of the axes; Caffe raises AttributeError."""
 
 
 def coord_map(fn: Function) -> Map:
@@ -65,9 +65,10 @@ def coord_map(fn: Function) -> Map:
 def conv_params(fn: Function) -> tuple[int, np.ndarray, np.ndarray, np.ndarray]:
     """(axis, stride, kernel size with dilation, pad) of a layer with a kernel."""
     params = fn.params.get("pooling_param" if fn.type_name == "Pooling" else "convolution_param", fn.params)
-    if _LEGACY & set(params):
-        raise CropError(f"cropping does not support legacy _h/_w params: found {', '.join(sorted(_LEGACY & set(params)))} of a "
-                        f"{fn.type_name} layer; give kernel_size, stride and pad")
+    legacy = sorted(_LEGACY & set(params))
+    if legacy:
+        raise CropError(f"cropping does not support legacy _h/_w params: found {', '.join(legacy)} of a {fn.type_name} "
+                        "layer; give kernel_size, stride and pad")
     if "kernel_size" not in params:
         raise NoSuchName(f"a {fn.type_name} layer without kernel_size has no map of coordinates")
     kernel, dilation, stride, pad = (np.array(params.get(name, default), ndmin=1) for name, default in
@@ -129,7 +130,8 @@ def crop(top_from: Top, top_to: Top) -> Top:
     """A Crop layer that cuts `top_from` to what lies under `top_to`; `CropError` where whole pixels do not match."""
     axis, scale, shift = coord_map_from_to(top_from, top_to)
     if not isinstance(scale, np.ndarray):
-        raise UnknownScale(f"no layer with a kernel lies between the tops: their map is axis {axis}, scale {scale}, shift {shift}")
+        raise UnknownScale(f"no layer with a kernel lies between the tops: their map is axis {axis}, scale {scale}, "
+                           f"shift {shift}")
     if not (scale == 1).all():
         raise CropError(f"scale mismatch on crop (a = {scale}); both must be on the same scale")
     if not (shift <= 0).all():

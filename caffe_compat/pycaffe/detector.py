@@ -18,8 +18,8 @@ from .net import Net
 class Detector(Net):
     """A net for windows of images in its first input, warped to its size.
 
-    `mean`, `input_scale`, `raw_scale` and `channel_swap` are the Transformer's settings. With `context_pad` each window is
-    enlarged so that its surroundings fill a border of that many pixels of the input; outside the image is the mean.
+    `mean`, `input_scale`, `raw_scale` and `channel_swap` are the Transformer's settings. With `context_pad` each window
+    is enlarged so that its surroundings fill a border of that many pixels of the input; outside the image is the mean.
     """
 
     def __init__(self, model_file: str | os.PathLike[str], pretrained_file: str | os.PathLike[str],
@@ -39,7 +39,8 @@ class Detector(Net):
             return []
         images = {name: io.load_image(name) for name in dict.fromkeys(name for name, _ in windows)}
         input_name = self.inputs[0]
-        data = np.stack([self.transformer.preprocess(input_name, self.crop(images[name], window)) for name, window in windows])
+        crops = (self.crop(images[name], window) for name, window in windows)
+        data = np.stack([self.transformer.preprocess(input_name, crop) for crop in crops])
         predictions = self.forward_all(**{input_name: data})[self.outputs[0]]
         return [{"window": window, "prediction": prediction, "filename": name}
                 for (name, window), prediction in zip(windows, predictions)]
@@ -55,10 +56,11 @@ class Detector(Net):
         return self.detect_windows(zip(names, selective_search.get_windows(names, cmd="selective_search_rcnn")))
 
     def crop(self, im: np.ndarray, window: Sequence[int]) -> np.ndarray:
-        """The window (ymin, xmin, ymax, xmax) of an image; with context, in the net's size and with its surroundings."""
+        """The window (ymin, xmin, ymax, xmax) of an image; with context, in the net's size with its surroundings."""
         top, left, bottom, right = (int(edge) for edge in window)
         if not (0 <= top < bottom and 0 <= left < right and top < im.shape[0] and left < im.shape[1]):
-            raise DataError(f"the window {tuple(window)} is (ymin, xmin, ymax, xmax), and lies not in an image of {im.shape[:2]}")
+            raise DataError(f"the window {tuple(window)} is (ymin, xmin, ymax, xmax), and lies not in an image of "
+                            f"{im.shape[:2]}")
         if self.context_pad:
             return self._with_context(im, np.array([top, left, bottom, right]))
         return im[top:bottom, left:right].copy()

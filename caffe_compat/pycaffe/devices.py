@@ -31,7 +31,7 @@ def move_net(net: Net, device: torch.device) -> None:
 
 
 def _move(value: Any, device: torch.device, moved: dict[int, Any]) -> Any:
-    """The value on the device. `moved` holds (value, result) by the value's id: what several places use stays one thing."""
+    """The value on the device; `moved` holds (value, result) by id, so that what several places use stays one thing."""
     if id(value) in moved:
         return moved[id(value)][1]
     result = value

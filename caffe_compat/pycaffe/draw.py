@@ -21,7 +21,8 @@ _COLORS = {"Convolution": "#FF5050", "Deconvolution": "#FF5050", "Pooling": "#FF
 _TEXT = ("dot", "gv", "raw")
 
 
-def draw_net(caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None = None, display_lrm: bool = False) -> bytes:
+def draw_net(caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None = None,
+             display_lrm: bool = False) -> bytes:
     """A picture in the format `ext` (png, pdf, svg... all that `dot` knows; dot itself for its text).
 
     `rankdir` is the direction from the data on: LR, RL, TB or BT. Layers of another `phase` are left out. `display_lrm`
@@ -32,8 +33,8 @@ def draw_net(caffe_net: Any, rankdir: str, ext: str = "png", phase: int | None =
         return text
     program = shutil.which("dot")
     if program is None:
-        raise CaffeError(f'a picture in the format "{ext}" is painted by the program dot, which is not installed; install '
-                         "Graphviz, or draw to a .dot file")
+        raise CaffeError(f'a picture in the format "{ext}" is painted by the program dot, which is not installed; '
+                         "install Graphviz, or draw to a .dot file")
     result = subprocess.run([program, f"-T{ext}"], input=text, capture_output=True, check=False)
     if result.returncode:
         raise CaffeError(f'dot cannot paint the format "{ext}": {result.stderr.decode(errors="replace").strip()}')
@@ -59,7 +60,7 @@ def get_pydot_graph(caffe_net: Any, rankdir: str, label_edges: bool = True, phas
     try:
         import pydot
     except ImportError:
-        raise CaffeError("get_pydot_graph needs the package pydot, which is not installed; draw_net does without") from None
+        raise CaffeError("get_pydot_graph needs the package pydot, which is not installed; draw_net does not") from None
     return pydot.graph_from_dot_data(dot_text(caffe_net, rankdir, label_edges, phase, display_lrm))[0]
 
 
@@ -74,7 +75,8 @@ def dot_text(caffe_net: Any, rankdir: str, label_edges: bool = True, phase: int 
             continue
         node = f"{layer.name}_{layer.type}"
         in_place = len(layer.bottom) == len(layer.top) == 1 and layer.bottom[0] == layer.top[0]
-        style = NEURON_LAYER_STYLE if in_place else LAYER_STYLE_DEFAULT | {"fillcolor": choose_color_by_layertype(layer.type)}
+        color = {"fillcolor": choose_color_by_layertype(layer.type)}
+        style = NEURON_LAYER_STYLE if in_place else LAYER_STYLE_DEFAULT | color
         lines[_statement(node, {"label": get_layer_label(layer, rankdir, display_lrm), **style})] = None
         for blob in layer.bottom:
             lines[_statement(f"{blob}_blob", {"label": blob, **BLOB_STYLE})] = None

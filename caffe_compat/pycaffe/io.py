@@ -30,7 +30,7 @@ _LUMINANCE = np.array([0.2125, 0.7154, 0.0721])
 
 
 def blobproto_to_array(blob: Any, return_diff: bool = False) -> np.ndarray:
-    """The values of a BlobProto message (`data`, or `diff`) as a float64 array of its shape, old four-number shapes too.
+    """The values of a BlobProto message (`data`, or `diff`) as a float64 array, of an old four-number shape too.
 
     Raises WrongValue (a ValueError) where number of values and shape differ, and for values kept as double_data, which
     pycaffe does not read either.
@@ -82,13 +82,11 @@ def array_to_datum(arr: np.ndarray, label: int | None = None) -> Any:
 
 
 def datum_to_array(datum: Any) -> np.ndarray:
-    """The array (channels, height, width) of a Datum message: uint8 of bytes, float64 of floats; the label is in `datum.label`."""
+    """The array (channels, height, width) of a Datum message, uint8 of bytes or float64 of floats, label apart."""
     if datum.encoded:
         raise WrongValue("the datum holds an encoded image file; decode its data, with cv2.imdecode for one")
-    if len(datum.data):
-        values = np.frombuffer(datum.data, np.uint8).copy()
-    else:
-        values = np.array(datum.float_data[:], np.float64)
+    floats = np.array(datum.float_data[:], np.float64)
+    values = np.frombuffer(datum.data, np.uint8).copy() if len(datum.data) else floats
     shape = datum.channels, datum.height, datum.width
     if values.size != np.prod(shape):
         raise WrongValue(f"the datum holds {values.size} values, but its shape is {shape}")
@@ -128,8 +126,8 @@ def oversample(images: Sequence[np.ndarray], crop_dims: Sequence[int]) -> np.nda
     images = np.asarray(images)
     size, (height, width) = np.array(images.shape[1:3]), (int(dim) for dim in crop_dims)
     if images.ndim != 4 or height > size[0] or width > size[1]:
-        raise WrongValue(f"cannot cut crops of {height} x {width} out of images (height, width, channels) that together have the "
-                         f"shape {images.shape}")
+        raise WrongValue(f"cannot cut crops of {height} x {width} out of images (height, width, channels) that "
+                         f"together have the shape {images.shape}")
     bottom, right = size - (height, width)
     corners = [(0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)]
     crops = np.empty((len(images), 10, height, width, images.shape[3]), np.float32)

@@ -72,7 +72,7 @@ def set_device(device_id: int) -> None:
 
 
 def set_random_seed(seed: int) -> None:
-    """Makes what nets built from now on draw reproducible, and the dropout masks and the like of those that there are."""
+    """Makes what nets built from now on draw reproducible, and dropout masks and the like of those that there are."""
     global _seeded
     _seeded = 0
     _set(seed=seed, seedings=_mode.seedings + 1)
@@ -90,7 +90,7 @@ def _check_device(device_id: int) -> None:
         raise CaffeError(f"there is no GPU {device_id}; expected a number below {torch.cuda.device_count()}")
 
 
-# -- several GPUs: not supported, and said so ---------------------------------------------------------------------------
+# -- several GPUs: not supported, and said so -------------------------------------------------------------------------
 
 
 def solver_count() -> int:
@@ -149,7 +149,7 @@ def layer_type_list() -> list[str]:
 
 
 def init_log(level: int = 0, stderr: bool = True) -> None:
-    """Shows the log on standard error, from glog's `level` on: 0 for all, 1 warnings, 2 errors, 3 nothing but the end."""
+    """Shows the log on standard error, from glog's `level` on: 0 for all, 1 warnings, 2 errors, 3 hardly anything."""
     if stderr:
         show((logging.INFO, logging.WARNING, logging.ERROR, logging.CRITICAL)[min(max(level, 0), 3)])
 

@@ -50,8 +50,9 @@ class Net(Batches, core.Net):
     default the device is the one that `set_mode_cpu` or `set_mode_gpu` chose, also if that changes later, and the seed
     comes from `set_random_seed`.
 
-    `blobs` and `params` are read and written through the numpy arrays `data` and `diff` of each Blob. An array that is held
-    goes on showing the values of later passes, as in Caffe, unless its memory belongs to somebody else (a data set, say).
+    `blobs` and `params` are read and written through the numpy arrays `data` and `diff` of each Blob. An array that is
+    held goes on showing the values of later passes, as in Caffe, unless its memory belongs to somebody else (say, to a
+    data set).
     """
 
     def __init__(
@@ -61,16 +62,18 @@ class Net(Batches, core.Net):
     ) -> None:
         if isinstance(phase, str | os.PathLike) and phase not in core.PHASES:
             if level not in core.PHASES:
-                raise NetError(f'unknown phase "{phase}"; it is "TRAIN" or "TEST", and weights are given as weights="{phase}"')
-            log.warning("Net(network_file, weights, phase) is deprecated; use Net(network_file, phase, weights=weights)")
+                raise NetError(f'unknown phase "{phase}"; it is "TRAIN" or "TEST", and weights are given as '
+                               f'weights="{phase}"')
+            log.warning("Net(network_file, weights, phase) is deprecated; use Net(network_file, phase, weights=...)")
             phase, weights, level = level, phase, None
         if isinstance(stages, str):
             raise NetError(f'stages is a list of names; found "{stages}"')
         self._mode = mode.current()
         self._follows = device is None
         super().__init__(
-            network_file, phase, level=level, stages=stages or (), device=self._mode.device if device is None else device,
-            seed=mode.next_seed() if seed is None else seed, **options)
+            network_file, phase, level=level or 0, stages=stages or (),  # a level in the file counts for nothing
+            seed=mode.next_seed() if seed is None else seed,
+            device=self._mode.device if device is None else device, **options)
         self.blobs = Named("blob", self.blobs)
         self.params = Named("layer with parameters called", self.params)
         self._callbacks: dict[str, list[Callable[[int], Any]]] = {}
@@ -125,7 +128,7 @@ class Net(Batches, core.Net):
 
     def forward(self, blobs: Sequence[str] | None = None, start: str | None = None, end: str | None = None,
                 **inputs: np.ndarray) -> Arrays:
-        """Runs the layers from `start` to `end` (names; the whole net by default) on `inputs`, one array for every input.
+        """Runs the layers from `start` to `end` (names; all by default) on `inputs`, one array for each input.
 
         Returns the output blobs' data (of a partial pass, the tops of `end`), and that of `blobs`, by name.
         """
@@ -138,8 +141,9 @@ class Net(Batches, core.Net):
                  **top_diffs: np.ndarray) -> Arrays:
         """Gradients from layer `start` back to layer `end` (the whole net by default), after a forward pass.
 
-        `top_diffs` are the diffs to start from, one array for every output; by default those of the losses, and what was
-        written into the outputs' diffs. Returns the inputs' diffs (of a partial pass, of the bottoms of `end`), and `diffs`.
+        `top_diffs` are the diffs to start from, one array for each output; by default those of the losses, and what was
+        written into the outputs' diffs. Returns the diffs of the inputs (of a partial pass, of the bottoms of `end`),
+        and those of `diffs`.
         """
         names = [*(self.inputs if end is None else self.bottom_names[end]), *self._known(diffs)]
         self._write("diff", top_diffs, self.outputs)
@@ -166,8 +170,8 @@ class Net(Batches, core.Net):
             try:
                 blob.write(values, diff=what == "diff")
             except (TypeError, ValueError):
-                raise WrongValue(f'the array given for "{name}" ({values.dtype}, shape {values.shape}) does not fit the '
-                                 f"blob, whose shape is {blob.shape}") from None
+                raise WrongValue(f'the array given for "{name}" ({values.dtype}, shape {values.shape}) does not fit '
+                                 f"the blob, whose shape is {blob.shape}") from None
 
     def _forward(self, start: int, end: int) -> float:
         """`forward` by the layers' positions; returns the loss of these layers."""
@@ -229,8 +233,8 @@ class Net(Batches, core.Net):
         """Makes a net whose first layer is a MemoryData layer read from these float32 arrays, which are not copied."""
         first = self._steps[0].layer
         if not isinstance(first, MemoryData):
-            raise NetError(f"{first.where}: arrays are for a net whose first layer is a MemoryData layer, this is a {first.type} "
-                           "layer", first.name)
+            raise NetError(f"{first.where}: arrays are for a net whose first layer is a MemoryData layer, this is a "
+                           f"{first.type} layer", first.name)
         first.set_input_arrays(data, labels)
 
     _set_input_arrays = set_input_arrays

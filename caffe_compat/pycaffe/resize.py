@@ -12,9 +12,9 @@ from .net_spec import WrongValue
 def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1) -> np.ndarray:
     """An image (height, width, channels) in the size `new_dims` (height, width), float32.
 
-    `interp_order` 0 takes the nearest pixel, 1 interpolates linearly, 3 by cubic convolution; nothing is smoothed before
-    shrinking. As in Caffe there are two ways: with 1 or 3 channels pixels are areas and what lies around the image is its
-    smallest value; with others the centres of the corner pixels stay in the corners.
+    `interp_order` 0 takes the nearest pixel, 1 interpolates linearly, 3 by cubic convolution; nothing is smoothed
+    before shrinking. As in Caffe there are two ways: with 1 or 3 channels pixels are areas and what lies around the
+    image is its smallest value; with others the centres of the corner pixels stay in the corners.
     """
     if im.shape[-1] not in (1, 3):
         return _by_edges(im, new_dims, interp_order).astype(np.float32)
@@ -26,7 +26,7 @@ def resize_image(im: np.ndarray, new_dims: Sequence[int], interp_order: int = 1)
 
 
 def _by_pixels(im: np.ndarray, new_dims: Sequence[int], order: int) -> np.ndarray:
-    """Pixels are areas: the image's borders stay its borders. Around it are zeros, which mix into an enlarged image's edge."""
+    """Pixels are areas: borders stay borders. Around the image are zeros, which mix into an enlarged image's edge."""
     for axis, size in enumerate(new_dims):
         places = (np.arange(size) + 0.5) * (im.shape[axis] / size) - 0.5
         im = _resample(im, axis, places, order, border="constant")

@@ -25,8 +25,8 @@ class Solver(core.Solver):
     """A solver from a prototxt, of the type that the file names, with the plug-ins attached that its settings ask for.
 
     `net` and `test_nets` are pycaffe's Nets. As in pycaffe the device is the one that `set_mode_cpu` or `set_mode_gpu`
-    chose, also if that changes later, and not the file's `solver_mode`; `device` says otherwise. `as_reference` is as in
-    `create_solver`.
+    chose, also if that changes later, and not the file's `solver_mode`; `device` says otherwise. `as_reference` is as
+    in `create_solver`.
     """
 
     #: The type of update rule, if the class and not the file decides.
@@ -42,13 +42,14 @@ class Solver(core.Solver):
             message.type = self.type
             document = dataclasses.replace(document, message=message)
         self._follows = device is None
-        super().__init__(document, device=mode.current().device if device is None else device, caffe_arithmetic=as_reference)
+        super().__init__(document, device=mode.current().device if device is None else device,
+                         caffe_arithmetic=as_reference)
         for attach in attachments:
             attach(self, as_reference=as_reference)
 
     def make_net(self, document: Document, phase: int, **options: Any) -> Net:
         options["keep_diffs"] = True
-        return Net(document, phase, device=None if self._follows else self.device, **options)
+        return Net(document, phase, document.message.state.level, device=None if self._follows else self.device, **options)
 
     @property
     def lr(self) -> float:
@@ -57,7 +58,7 @@ class Solver(core.Solver):
         return float(lr_policy.LR_POLICIES.get(self.param.lr_policy)(self.param, self.iter, step))
 
     def add_callback(self, on_start: Callable[[], Any], on_gradients_ready: Callable[[], Any]) -> None:
-        """Calls `on_start()` before each iteration, `on_gradients_ready()` when the diffs are there and not yet applied."""
+        """Calls `on_start()` before each iteration, `on_gradients_ready()` when the diffs are there unapplied."""
         for function in (on_start, on_gradients_ready):
             if not callable(function):
                 raise WrongValue(f"add_callback takes two functions without arguments, not {function!r}")
@@ -100,8 +101,8 @@ class Solver(core.Solver):
         if not self._follows or device == self.device:
             return
         if any(not isinstance(hook, Callback) for hook in self.hooks):
-            raise SolverError(f"this solver was made on {self.device}, and what its hooks keep cannot move to {device}; "
-                              "choose the mode before the solver is made")
+            raise SolverError(f"this solver was made on {self.device}, and what its hooks keep cannot move to "
+                              f"{device}; choose the mode before the solver is made")
         for net in (self.net, *self.test_nets):
             net.follow_mode()
         self.history = [[tensor.to(device) for tensor in slots] for slots in self.history]

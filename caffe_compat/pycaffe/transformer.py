@@ -14,8 +14,8 @@ from .resize import resize_image
 class Transformer:
     """Prepares images (height, width, channels) for input blobs, `inputs` being their shapes (N, C, H, W) by name.
 
-    What is set for an input is done in this order: resize, `transpose`, `channel_swap`, times `raw_scale`, minus `mean`,
-    times `input_scale`.
+    What is set for an input is done in this order: resize, `transpose`, `channel_swap`, times `raw_scale`, minus
+    `mean`, times `input_scale`.
     """
 
     def __init__(self, inputs: Mapping[str, Sequence[int]]) -> None:
@@ -27,7 +27,7 @@ class Transformer:
         self.input_scale: dict[str, float] = {}
 
     def preprocess(self, in_: str, data: np.ndarray) -> np.ndarray:
-        """An image for the input `in_`, as float32. As in Caffe a float32 `data` is written into where no step copies it."""
+        """An image for the input `in_`, as float32. As in Caffe float32 `data` is written into if no step copies it."""
         shape = self._shape(in_)
         values = data.astype(np.float32, copy=False)
         if values.shape[:2] != shape[2:]:
@@ -63,8 +63,8 @@ class Transformer:
             if self.transpose.get(in_) is not None:
                 values = values.transpose(np.argsort(self.transpose[in_]))
         except (IndexError, ValueError) as error:
-            raise WrongValue(f'cannot undo what is set for "{in_}" on an array of shape {data.shape}, without axes of size 1 '
-                             f"{data.squeeze().shape}: {error}") from None
+            raise WrongValue(f'cannot undo what is set for "{in_}" on an array of shape {data.shape}, without axes of '
+                             f"size 1 {data.squeeze().shape}: {error}") from None
         return values
 
     def set_transpose(self, in_: str, order: Sequence[int]) -> None:
@@ -77,8 +77,8 @@ class Transformer:
     def set_channel_swap(self, in_: str, order: Sequence[int]) -> None:
         """The order of the channels, which by then are the first axis: (2, 1, 0) makes BGR of RGB."""
         if len(order) != self._shape(in_)[1]:
-            raise WrongValue(f'Channel swap needs one number for each of the {self._shape(in_)[1]} channels of "{in_}"; found '
-                             f"{tuple(order)}")
+            raise WrongValue(f"Channel swap needs one number for each of the {self._shape(in_)[1]} channels of "
+                             f'"{in_}"; found {tuple(order)}')
         self.channel_swap[in_] = order
 
     def set_raw_scale(self, in_: str, scale: float) -> None:
@@ -91,11 +91,12 @@ class Transformer:
         shape = self._shape(in_)
         if mean.ndim == 1:
             if len(mean) != shape[1]:
-                raise WrongValue(f'Mean channels incompatible with input: "{in_}" has {shape[1]} channels, the mean {len(mean)}')
+                raise WrongValue(f'Mean channels incompatible with input: "{in_}" has {shape[1]} channels, the mean '
+                                 f"{len(mean)}")
             mean = mean[:, None, None]
         elif mean.ndim not in (2, 3):
-            raise WrongValue(f"Mean shape invalid: expected (channels), (height, width) or (channels, height, width), found "
-                             f"{mean.shape}")
+            raise WrongValue("Mean shape invalid: expected (channels), (height, width) or (channels, height, width), "
+                             f"found {mean.shape}")
         elif (1,) * (3 - mean.ndim) + mean.shape != shape[1:]:
             mean = _resized(mean.reshape((-1, *mean.shape[-2:])), shape[2:])
         self.mean[in_] = mean
@@ -107,7 +108,8 @@ class Transformer:
 
     def _shape(self, in_: str) -> tuple[int, ...]:
         if in_ not in self.inputs:
-            raise NoSuchName(f'"{in_}" is not one of the net inputs: {", ".join(self.inputs)}{did_you_mean(in_, self.inputs)}')
+            raise NoSuchName(f'"{in_}" is not one of the net inputs: {", ".join(self.inputs)}'
+                             f"{did_you_mean(in_, self.inputs)}")
         return tuple(self.inputs[in_])
 
 
@@ -116,4 +118,5 @@ def _resized(mean: np.ndarray, new_dims: Sequence[int]) -> np.ndarray:
     low, high = mean.min(), mean.max()
     if high <= low:
         return np.full((len(mean), *new_dims), low, mean.dtype)
-    return resize_image(((mean - low) / (high - low)).transpose(1, 2, 0), new_dims).transpose(2, 0, 1) * (high - low) + low
+    scaled = ((mean - low) / (high - low)).transpose(1, 2, 0)
+    return resize_image(scaled, new_dims).transpose(2, 0, 1) * (high - low) + low

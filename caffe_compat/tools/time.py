@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> None:
     for iteration in range(1, args.iterations + 1):
         before = sum(forward.values()) + sum(backward.values())
         for layer in net.layers:
+            if layer.type == "Input":  # has nothing to do
+                continue
             bottoms = [net.blobs[name].tensor.detach() for name in layer.spec.bottom]
             tops, spent = _timed(lambda: layer.forward(*bottoms), net.device)  # noqa: B023
             forward[layer.name] += spent

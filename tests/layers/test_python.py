@@ -193,8 +193,8 @@ def test_a_loss_layer_equals_the_built_in_one(solver_rounds: int, device: torch.
     head = (source("x", 4, 3) + source("t", 4, 2) + 'layer { name: "fc" type: "InnerProduct" bottom: "x" top: "fc" '
             'inner_product_param { num_output: 2 weight_filler { type: "gaussian" std: 1 } } }')
     nets = [build(head + spec("loss", "fc t", "loss", "Distance", "loss_weight: 0.5"), seed=1, device=device),
-            build(head + 'layer { name: "loss" type: "EuclideanLoss" bottom: "fc" bottom: "t" top: "loss" loss_weight: 0.5 }',
-                  seed=1, device=device)]
+            build(head + 'layer { name: "loss" type: "EuclideanLoss" bottom: "fc" bottom: "t" top: "loss" '
+                  "loss_weight: 0.5 }", seed=1, device=device)]
     rng = np.random.default_rng(0)
     x, t = rng.standard_normal((4, 3)), rng.standard_normal((4, 2))
     for net in nets:
@@ -241,7 +241,7 @@ def test_parameters(tmp_path: Path, device: torch.device) -> None:
 
 
 def test_a_source_of_data() -> None:
-    text = 'layer { name: "count" type: "Python" top: "n" top: "phase" python_param { module: "here" layer: "Counter" } }'
+    text = spec("count", "", "n phase", "Counter")
     for phase in ("TRAIN", "TEST"):
         net = build(text, phase)
         assert net.blobs["n"].shape == (2, 1)
@@ -255,7 +255,7 @@ def test_a_source_of_data() -> None:
 
 def test_a_source_is_resumed(tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text(
-        'layer { name: "count" type: "Python" top: "n" top: "phase" python_param { module: "here" layer: "Counter" } }'
+        spec("count", "", "n phase", "Counter") +
         'layer { name: "fc" type: "InnerProduct" bottom: "n" top: "fc" inner_product_param { num_output: 1 } }'
         'layer { name: "sum" type: "Reduction" bottom: "fc" top: "sum" loss_weight: 1 }')
     (tmp_path / "solver.prototxt").write_text(
@@ -286,7 +286,8 @@ def test_a_top_keeps_its_values() -> None:
 @pytest.mark.parametrize("where", ["setup", "reshape", "forward", "backward"])
 def test_exceptions_arrive_as_they_are(where: str, device: torch.device) -> None:
     with pytest.raises(ZeroDivisionError, match=where):
-        net = build(source("x", 2) + spec("broken", "x", "y", "Broken", param=where) + "force_backward: true", device=device)
+        net = build(source("x", 2) + spec("broken", "x", "y", "Broken", param=where) + "force_backward: true",
+                    device=device)
         net.forward()
         net.backward()
 
@@ -321,14 +322,14 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delitem(sys.modules, "elsewhere_layers", raising=False)
     monkeypatch.setattr("caffe_compat.layers.python._allowed", False)
     path = tmp_path / "net.prototxt"
-    path.write_text('layer { name: "a" type: "Python" top: "y" python_param { module: "elsewhere_layers" layer: "Layer" } }')
+    path.write_text(spec("a", "", "y", "Layer").replace(HERE, "elsewhere_layers"))
     return str(path)
 
 
 @pytest.mark.parametrize("cls", [caffe.Net, Net])
 def test_files_do_not_run_code_unasked(cls: type, elsewhere: str) -> None:
-    with pytest.raises(NetError, match=r"a \(.*net.prototxt:1\): the Python layer elsewhere_layers.Layer is code that the "
-                                       r"network file asks for; .*allow_python_layers"):
+    message = r"a \(.*net.prototxt:1\): the Python layer elsewhere_layers.Layer is code that .*allow_python_layers"
+    with pytest.raises(NetError, match=message):
         cls(elsewhere, "TEST")
     assert "elsewhere_layers" not in sys.modules
 

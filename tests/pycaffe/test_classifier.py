@@ -93,9 +93,9 @@ def test_context(files: tuple[str, str]) -> None:
     np.testing.assert_allclose(inside[3:5, 4, 0].mean(), 20 / 40, atol=0.03)
     np.testing.assert_allclose(np.diff(inside[1:7, 4, 0]), 18 / 8 / 40, rtol=0.1)
     corner = net.crop(ramp, [0, 0, 8, 8])
-    outside = np.round(5 * 8 / 20)  # the box begins at -4.5, rounded to even
-    np.testing.assert_allclose(corner[:int(outside)], np.broadcast_to(MEAN[::-1] / 255, corner[:int(outside)].shape), rtol=1e-6)
-    assert np.diff(corner[int(outside):, 4, 0]).min() > 0
+    outside = round(5 * 8 / 20)  # the box begins at -4.5, rounded to even
+    np.testing.assert_allclose(corner[:outside], np.tile(MEAN[::-1] / 255, (outside, 8, 1)), rtol=1e-6)
+    assert np.diff(corner[outside:, 4, 0]).min() > 0
     plain = caffe.Detector(*files, context_pad=2).crop(ramp, [0, 0, 8, 8])
     assert not plain[:2].any()
 

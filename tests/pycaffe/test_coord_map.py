@@ -41,7 +41,7 @@ def test_recorded_maps(case: dict[str, Any]) -> None:
         else:
             spec = crop(top_from, top_to).to_proto().layer[-1]
             assert spec.type == "Crop"
-            assert [spec.crop_param.axis, list(spec.crop_param.offset)] == [query["crop"]["axis"], query["crop"]["offset"]]
+            assert {"axis": spec.crop_param.axis, "offset": list(spec.crop_param.offset)} == query["crop"]
 
 
 def test_the_inverse_maps_back() -> None:

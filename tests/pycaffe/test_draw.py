@@ -45,7 +45,8 @@ def test_boxes_and_arrows() -> None:
 
 def test_options() -> None:
     text = draw.dot_text(MESSAGE, "LR", display_lrm=True)
-    assert labels(text)['"conv_Convolution"'] == r"conv\n(Convolution)\nkernel size: 5\nstride: 1\npad: 2\nlr mult: 1.0, 2.0"
+    assert labels(text)['"conv_Convolution"'] == (
+        r"conv\n(Convolution)\nkernel size: 5\nstride: 1\npad: 2\nlr mult: 1.0, 2.0")
     assert labels(text)['"fc_InnerProduct"'] == r"fc\n(InnerProduct)\nlr mult: 1.0, 1.0"
     test = draw.dot_text(MESSAGE, "LR", phase=caffe.TEST)
     assert "Batch 100" in test and "Batch 64" not in test and "loss" not in test

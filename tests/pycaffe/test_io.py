@@ -35,7 +35,8 @@ def tolerance(values: np.ndarray) -> float:
 # -- images ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("case", [case for case in cases("resize") if case["interp_order"] < 3], ids=lambda case: case["key"])
+@pytest.mark.parametrize("case", [case for case in cases("resize") if case["interp_order"] < 3],
+                         ids=lambda case: case["key"])
 def test_resize(case: dict[str, Any], recorded: dict[str, np.ndarray]) -> None:
     key = case["key"]
     expected = recorded.get(f"{key}/out_no_antialias", recorded[f"{key}/out"])

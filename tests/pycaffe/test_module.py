@@ -15,10 +15,13 @@ from caffe_compat.errors import CaffeError
 
 ROOT = Path(__file__).parents[2]
 #: What scripts import from caffe.
-NAMES = """Net SGDSolver NesterovSolver AdaGradSolver RMSPropSolver AdaDeltaSolver AdamSolver NCCL Timer init_log log set_mode_cpu
-    set_mode_gpu set_device Layer get_solver layer_type_list set_random_seed solver_count set_solver_count solver_rank
-    set_solver_rank set_multiprocess has_nccl __version__ TRAIN TEST Classifier Detector io layers params NetSpec to_proto proto
-    net_spec classifier detector pycaffe""".split()
+NAMES = (
+    "Net", "SGDSolver", "NesterovSolver", "AdaGradSolver", "RMSPropSolver", "AdaDeltaSolver", "AdamSolver", "NCCL",
+    "Timer", "init_log", "log", "set_mode_cpu", "set_mode_gpu", "set_device", "Layer", "get_solver", "layer_type_list",
+    "set_random_seed", "solver_count", "set_solver_count", "solver_rank", "set_solver_rank", "set_multiprocess",
+    "has_nccl", "__version__", "TRAIN", "TEST", "Classifier", "Detector", "io", "layers", "params", "NetSpec", "to_proto",
+    "proto", "net_spec", "classifier", "detector", "pycaffe",
+)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -76,6 +76,8 @@ def test_level_and_stages(path: Path) -> None:
     assert caffe.Net(path, caffe.TEST, 2).outputs == ["extra"]
     assert caffe.Net(path, caffe.TRAIN, stages=["noisy", "other"]).outputs == ["drop", "prob"]
     assert caffe.Net(path, caffe.TRAIN).outputs == ["prob"]
+    path.write_text(TEXT + "state { level: 2 }")
+    assert caffe.Net(path, caffe.TEST).outputs == ["prob"]  # as in Caffe, the file's level is overridden
 
 
 @pytest.mark.parametrize("arguments, options, message", [
@@ -112,7 +114,8 @@ def test_names(net: caffe.Net) -> None:
 @pytest.mark.parametrize("where", ["blobs", "params", "layer_dict", "top_names", "bottom_names", "blob_loss_weights"])
 def test_names_that_are_not_there(where: str, net: caffe.Net) -> None:
     name = "cnov" if where != "params" else "cov"
-    with pytest.raises(KeyError, match=rf'the net has no .* "{name}" \(did you mean "conv"\?\); it has .*conv') as caught:
+    message = rf'the net has no .* "{name}" \(did you mean "conv"\?\); it has .*conv'
+    with pytest.raises(KeyError, match=message) as caught:
         getattr(net, where)[name]
     assert isinstance(caught.value, NetError)
     assert getattr(net, where).get(name) is None and name not in getattr(net, where)
@@ -386,11 +389,13 @@ def test_moving_keeps_everything(tmp_path: Path) -> None:
     """To the device it is on, as tests run without another."""
     (tmp_path / "net.prototxt").write_text("""
         layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 3 dim: 2 dim: 4 } } }
-        layer { name: "cont" type: "DummyData" top: "cont" dummy_data_param { shape { dim: 3 dim: 2 } data_filler { value: 1 } } }
+        layer { name: "cont" type: "DummyData" top: "cont"
+          dummy_data_param { shape { dim: 3 dim: 2 } data_filler { value: 1 } } }
         layer { name: "lstm" type: "LSTM" bottom: "x" bottom: "cont" top: "h" recurrent_param { num_output: 3
           weight_filler { type: "gaussian" } bias_filler { type: "gaussian" } } }
         layer { name: "bn" type: "BatchNorm" bottom: "h" top: "h" }
-        layer { name: "sum" type: "Reduction" bottom: "h" top: "sum" loss_weight: 1 reduction_param { operation: SUMSQ } }""")
+        layer { name: "sum" type: "Reduction" bottom: "h" top: "sum" loss_weight: 1
+          reduction_param { operation: SUMSQ } }""")
     nets = [caffe.Net(tmp_path / "net.prototxt", caffe.TRAIN, seed=4) for _ in range(2)]
     blobs, learnable = dict(nets[0].blobs), [item.blob for item in nets[0].learnable]
     x = np.random.default_rng(0).standard_normal((3, 2, 4))
@@ -404,7 +409,7 @@ def test_moving_keeps_everything(tmp_path: Path) -> None:
         np.testing.assert_array_equal(blob.data, nets[1].blobs[name].data)
     for ours, theirs in zip(nets[0].learnable, nets[1].learnable, strict=True):
         np.testing.assert_array_equal(ours.blob.diff, theirs.blob.diff)
-        assert ours.blob.diff.any() == (ours.layer_name == "lstm") and ours.blob.tensor.requires_grad == theirs.blob.tensor.requires_grad
+        assert ours.blob.diff.any() == ours.blob.tensor.requires_grad == (ours.layer_name == "lstm")
     for net in nets:
         net.forward()
     np.testing.assert_array_equal(nets[0].blobs["h"].data, nets[1].blobs["h"].data)
@@ -423,7 +428,8 @@ def test_a_net_follows_the_mode(net: caffe.Net, path: Path, modes: None) -> None
     net.forward()
     np.testing.assert_allclose(prob, expected, rtol=1e-4)
     on_gpu = net.backward(prob=np.eye(2, 5))["data"].copy()
-    assert caffe.Net(path, caffe.TEST).device.type == "cuda" and caffe.Net(path, caffe.TEST, device="cpu").device.type == "cpu"
+    assert caffe.Net(path, caffe.TEST).device.type == "cuda"
+    assert caffe.Net(path, caffe.TEST, device="cpu").device.type == "cpu"
     caffe.set_mode_cpu()
     net.forward()
     np.testing.assert_allclose(net.backward()["data"], on_gpu, rtol=1e-3, atol=1e-6)
@@ -452,3 +458,30 @@ def test_layers_after_the_end_of_a_pass_need_not_fit(net: caffe.Net) -> None:
     assert net.blobs["fc"].shape == (2, 5)
     np.testing.assert_allclose(net.forward()["prob"], probabilities(net, images(3)), rtol=1e-5)
     assert net.blobs["fc"].shape == (3, 5)
+
+
+def test_constants_keep_what_is_written_into_them(tmp_path: Path) -> None:
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "a" type: "DummyData" top: "a" dummy_data_param { shape { dim: 2 } data_filler { value: 4 } } }
+        layer { name: "p" type: "Power" bottom: "a" top: "p" power_param { scale: 2 } }""")
+    net = caffe.Net(tmp_path / "net.prototxt", caffe.TEST)
+    assert net.blobs["a"].data.tolist() == [4, 4]
+    net.blobs["a"].data[0] = 7  # before the first pass
+    assert net.forward()["p"].tolist() == net.forward()["p"].tolist() == [14, 8]
+
+
+def test_diffs_have_memory_of_their_own(tmp_path: Path) -> None:
+    """Torch gives both inputs of a sum one gradient, and spreads that of a total over all its inputs."""
+    (tmp_path / "net.prototxt").write_text("""
+        layer { name: "a" type: "Parameter" top: "a" parameter_param { shape { dim: 2 dim: 3 } } }
+        layer { name: "b" type: "Parameter" top: "b" parameter_param { shape { dim: 2 dim: 3 } } }
+        layer { name: "s" type: "Eltwise" bottom: "a" bottom: "b" top: "s" }
+        layer { name: "r" type: "Reduction" bottom: "s" top: "r" loss_weight: 1 }""")
+    net = caffe.Net(tmp_path / "net.prototxt", caffe.TRAIN)
+    for passes in (1, 2, 3):
+        net.forward()
+        net.backward()
+        assert (net.params["a"][0].diff == passes).all() and (net.params["b"][0].diff == passes).all()
+    net.blobs["s"].diff[0, 0] = 5
+    net.params["a"][0].diff[0, 1] = 6
+    assert net.blobs["s"].diff.tolist() == [[5, 1, 1], [1, 1, 1]] and (net.params["b"][0].diff == 3).all()

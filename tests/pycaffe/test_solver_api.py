@@ -148,6 +148,14 @@ def test_test_nets_and_sharing(tmp_path: Path) -> None:
     assert other.params["fc"][0] is solver.net.params["fc"][0]
 
 
+def test_levels_of_the_solver_count(tmp_path: Path) -> None:
+    path = solver_file(tmp_path, "train_state { level: 2 } test_state { level: 1 }")
+    twice = 'layer { name: "twice" type: "Power" bottom: "fc" top: "twice" include { min_level: 2 } }'
+    (tmp_path / "net.prototxt").write_text(NET + twice)
+    solver = caffe.SGDSolver(path)
+    assert "twice" in solver.net.blobs and "twice" not in solver.test_nets[0].blobs
+
+
 def test_nets_outlive_their_solver(tmp_path: Path) -> None:
     solver = ready(caffe.SGDSolver(solver_file(tmp_path)))
     net = solver.net
@@ -157,7 +165,8 @@ def test_nets_outlive_their_solver(tmp_path: Path) -> None:
 
 def test_plug_ins_are_attached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     attached = []
-    monkeypatch.setattr("caffe_compat.plugins.load", lambda: (lambda *args, **options: attached.append((args, options)),))
+    attach = lambda *args, **options: attached.append((args, options))  # noqa: E731
+    monkeypatch.setattr("caffe_compat.plugins.load", lambda: (attach,))
     for make in (caffe.SGDSolver, caffe.get_solver):
         solver = make(solver_file(tmp_path), as_reference=True)
         assert attached.pop() == ((solver,), {"as_reference": True}) and not attached
