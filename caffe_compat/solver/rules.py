@@ -7,6 +7,7 @@ torch's multi-tensor operations: no loop over parameters on the GPU.
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -14,24 +15,39 @@ from torch import Tensor
 
 from ..errors import SolverError
 from ..registry import Registry
+from .regularize import l2
 
 Tensors = list[Tensor]
 
 
 class UpdateRule:
-    """One solver type. `slots` is the number of history tensors a parameter needs."""
+    """One solver type. `slots` is the number of history tensors a parameter needs.
+
+    With `fused` it may go through memory once where Caffe goes several times, which rounds a little differently, and
+    takes L2 weight decay upon itself if it `folds_decay`.
+    """
 
     slots: ClassVar[int] = 1
     #: Whether a history changes although its parameter's rate is 0.
     moves_when_frozen: ClassVar[bool] = True
+    folds_decay: ClassVar[bool] = False
 
-    def __init__(self, param: Any, where: str) -> None:
+    def __init__(self, param: Any, where: str, fused: bool = False) -> None:
         self.param = param
         self.where = where
+        self.fused = fused
         self.check()
 
     def check(self) -> None:
         """Raises `SolverError` for settings that the rule does not allow."""
+
+    def update(self, weights: Tensors, grads: Tensors, history: list[Tensors], rate: float, decay: float,
+               iteration: int) -> None:
+        """Subtracts the deltas from `weights`, in place, after adding `decay` times the weights to `grads`; the rest is
+        as in `deltas`."""
+        if decay:
+            l2(grads, weights, decay)
+        torch._foreach_sub_(weights, self.deltas(grads, history, rate, iteration))
 
     def deltas(self, grads: Tensors, history: list[Tensors], rate: float, iteration: int) -> Tensors:
         """What to subtract from the parameters. `history` holds one list of tensors a slot, updated in place; `grads`
@@ -47,6 +63,23 @@ class SGD(UpdateRule):
     """h = momentum * h + rate * g;  delta = h"""
 
     moves_when_frozen = False
+    folds_decay = hasattr(torch, "_fused_sgd_")
+
+    def update(self, weights: Tensors, grads: Tensors, history: list[Tensors], rate: float, decay: float,
+               iteration: int) -> None:
+        # torch's kernel keeps no buffer without momentum, and takes all three for laid out alike, which gradients need not be
+        alike = all(w.stride() == g.stride() == h.stride() for w, g, h in zip(weights, grads, history[0]))
+        if not (self.fused and self.folds_decay and self.param.momentum and alike):
+            super().update(weights, grads, history, rate, decay, iteration)
+            return
+        # Caffe's h is rate times torch's momentum buffer: scaling the gradient makes it so, with a rate of 1
+        torch._fused_sgd_(weights, grads, history[0], weight_decay=rate * decay, momentum=self.param.momentum, lr=1.0,
+                          dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
+                          grad_scale=self._inverse(rate, weights[0].device))
+
+    @cache  # noqa: B019 - a run knows few rates, and a rule lives as long as its solver
+    def _inverse(self, rate: float, device: torch.device) -> Tensor:
+        return torch.tensor(1 / rate if rate else math.inf, device=device)
 
     def deltas(self, grads: Tensors, history: list[Tensors], rate: float, iteration: int) -> Tensors:
         torch._foreach_mul_(history[0], self.param.momentum)

@@ -23,7 +23,7 @@ from .actions import Action, ActionQueue
 from .denormals import flushed_denormals
 from .hooks import SolverHook
 from .lr_policy import LR_POLICIES
-from .regularize import REGULARIZATIONS
+from .regularize import REGULARIZATIONS, l2
 from .rules import RULES
 
 log = logging.getLogger(__name__)
@@ -74,8 +74,9 @@ class Solver:
         self.net: Net = setup.train_net(document, self.make_net, keep_diffs=keep_diffs or self.param.debug_info,
                                         caffe_arithmetic=caffe_arithmetic)
         self.test_nets: list[Net] = setup.test_nets(document, self.make_net)
-        self.rule = RULES.get(self.param.type, self.where)(self.param, self.where)
+        self.rule = RULES.get(self.param.type, self.where)(self.param, self.where, fused=not caffe_arithmetic)
         self._regularize = REGULARIZATIONS.get(self.param.regularization_type, self.where)
+        self._folds_decay = self.rule.fused and self.rule.folds_decay and self._regularize is l2
 
         self.iter = 0
         self.current_step = 0
@@ -262,14 +263,17 @@ class Solver:
             weights, grads = self._weights(group), self._grads(group)
             if param.iter_size > 1:
                 torch._foreach_mul_(grads, 1 / param.iter_size)
-            decay = float(np.float32(param.weight_decay) * np.float32(group.decay_mult))
-            if decay:
+            decay = self._decay(group)
+            if decay and not self._folds_decay:
                 self._regularize(grads, weights, decay)
         self._tell("on_regularize")
         for group in self._groups:
             history = [[self.history[index][slot] for index in group.indices] for slot in range(self.rule.slots)]
-            deltas = self.rule.deltas(self._grads(group), history, float(rate * np.float32(group.lr_mult)), self.iter)
-            torch._foreach_sub_(self._weights(group), deltas)
+            self.rule.update(self._weights(group), self._grads(group), history, float(rate * np.float32(group.lr_mult)),
+                             self._decay(group) if self._folds_decay else 0.0, self.iter)
+
+    def _decay(self, group: _Group) -> float:
+        return float(np.float32(self.param.weight_decay) * np.float32(group.decay_mult))
 
     def learning_rate(self) -> np.float32:
         """What lr_policy gives at the current iteration."""
