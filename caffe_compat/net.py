@@ -21,6 +21,7 @@ from .blob import Blob
 from .errors import NetError, did_you_mean
 from .graph import TEST, TRAIN, filter_layers, insert_splits, place_layers
 from .layers import Context, Layer
+from .layers.neuron import ReLU
 from .layers.norm import BatchNorm, Scale
 from .net_builder import Learnable, NetBuilder, Step
 from .proto import Document
@@ -80,6 +81,7 @@ class Net:
         self._end, self._shaped = len(self._steps) - 1, len(self._steps)
         if not keep_diffs:
             _fuse(self._steps)
+            _overwrite(self._steps)
         self._positions = {step.layer.name: position for position, step in enumerate(self._steps)}
         log.info("Network initialization done.")
 
@@ -149,9 +151,9 @@ class Net:
             self._finish(step, position, tuple(blob.tensor for blob in step.tops))
             return
         bottoms = [blob.tensor for blob in step.bottoms]
-        for k in step.cut:
-            bottoms[k] = bottoms[k].detach()
         if step.need_backward:
+            for k in step.cut:
+                bottoms[k] = bottoms[k].detach()
             result = step.layer.forward(*bottoms)
         else:
             with torch.no_grad():
@@ -386,6 +388,14 @@ def _fuse(steps: list[Step]) -> None:
         if (isinstance(step.layer, BatchNorm) and isinstance(following.layer, Scale)
                 and following.tops == following.bottoms == step.tops and step.need_backward == following.need_backward):
             step.layer.fuse(following.layer)
+
+
+def _overwrite(steps: list[Step]) -> None:
+    """Lets each ReLU in place write into its bottom, where nobody needs what was there: half the memory traffic."""
+    for step in steps:
+        if isinstance(step.layer, ReLU) and step.tops == step.bottoms:
+            source = steps[step.sources[0][0]]
+            step.layer.overwrites = source.layer.overwritable and not source.leaves
 
 
 def _net_state(message: Any, phase: int, level: int | None, stages: Sequence[str]) -> Any:

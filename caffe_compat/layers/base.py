@@ -73,6 +73,8 @@ class Layer:
     undifferentiable: ClassVar[tuple[int, ...]]
     #: False where the blobs are statistics, which no gradient reaches.
     learns: ClassVar[bool] = True
+    #: True where the top is memory of its own that the backward pass does not read: a layer in place may overwrite it.
+    overwritable: ClassVar[bool] = False
     #: True where the shapes of the tops are known only after a forward pass.
     dynamic: ClassVar[bool] = False
 

@@ -23,6 +23,8 @@ class InnerProduct(Layer):
     The top has the bottom's axes before `axis` and then num_output.
     """
 
+    overwritable = True
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         p = self.param
         if p.num_output < 1:
@@ -90,6 +92,8 @@ class Eltwise(Layer):
     that is the same but at zeros, where it is NaN. In place with SUM, Caffe loses the first bottom (case
     Eltwise_sum_coeff_inplace); here the sum is right.
     """
+
+    overwritable = True
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         p = self.param

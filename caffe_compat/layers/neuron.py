@@ -21,11 +21,15 @@ from .base import Layer, Shape, format_shape, layer
 class ReLU(Layer):
     """y = max(x, 0) + negative_slope * min(x, 0); the gradient at 0 is `negative_slope` (ReLUParameter)."""
 
+    overwrites = False  # whether it may write into its bottom, which the net decides
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         self._slope = self.param.negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self._slope) if self._slope else torch.relu(x)
+        if self._slope:
+            return F.leaky_relu(x, self._slope)
+        return torch.relu_(x) if self.overwrites else torch.relu(x)
 
 
 @layer("PReLU", param="prelu_param")

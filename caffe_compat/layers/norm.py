@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import nan
 
 import torch
 import torch.nn.functional as F
@@ -94,6 +95,7 @@ class BatchNorm(Layer):
     """
 
     learns = False
+    overwritable = True
     scale: Scale | None = None
 
     def setup(self, shapes: Sequence[Shape]) -> None:
@@ -122,7 +124,7 @@ class BatchNorm(Layer):
         mean_sum, variance_sum, divisor = (blob.tensor.detach() for blob in self.blobs)
         scale, shift = self.scale.learned if self.scale else (None, None)
         if not self.by_batch:
-            weight = torch.where(divisor == 0, 0, 1 / divisor)
+            weight = divisor.reciprocal().nan_to_num_(nan=nan, posinf=0.0)
             return F.batch_norm(x, mean_sum * weight, variance_sum * weight, scale, shift, False, 0.0, self.param.eps)
         mean, variance = torch.zeros_like(mean_sum), torch.zeros_like(variance_sum)
         if x.numel() == self.channels:  # m = 1: torch has no variance for it, Caffe's is 0
@@ -246,6 +248,7 @@ class Scale(Broadcast):
     without a type fills it with 0, as in Caffe.
     """
 
+    overwritable = True
     fused = False  # whether the BatchNorm layer before this one does the work
 
     def setup(self, shapes: Sequence[Shape]) -> None:

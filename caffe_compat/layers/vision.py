@@ -20,6 +20,8 @@ class SlidingKernels(Layer):
     The axes before `axis` count independent samples. Blobs: the kernels, and with `bias_term` a bias of (num_output).
     """
 
+    overwritable = True
+
     def setup(self, shapes: Sequence[Shape]) -> None:
         shape, param = shapes[0], self.param
         self.axis = self.canonical_axis(param.axis, shape)
@@ -33,6 +35,7 @@ class SlidingKernels(Layer):
         kernels.tensor = channels_last(kernels.tensor)
         if param.bias_term:
             self.add_param((param.num_output,), param.bias_filler)
+        self.overwritable = not self.context.caffe_arithmetic  # torch lets nobody write into a view that a Function made
         self._slide = self._operation()
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
