@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from caffe_compat.errors import SolverError
+from caffe_compat.proto import enum_name
 from caffe_compat.solver.regularize import REGULARIZATIONS
 
 from .methods import METHODS, PruneMethod, RegRowAsReference, RegSpaColAsReference
@@ -71,6 +72,8 @@ def read_config(param: Any, where: str, as_reference: bool = False) -> PruneConf
                               f'Set prune_method: "{regularization}" to prune, or take regularization_type out to train')
         return None
     method = _method(name, regularization, where, as_reference)
+    if enum_name(param, "snapshot_format") == "HDF5":
+        raise SolverError(f"{where}: snapshot_format is HDF5, which has no place for the state of pruning; take it out")
     config = PruneConfig(
         where=where, method=method, unit_punishment=param.AA, scheme=1 if param.IF_scheme1_when_Reg_rank else 2,
         target_reg=param.target_reg, speedup=param.speedup, compression=param.compRatio,

@@ -13,6 +13,7 @@ neighbours a little; so is a bias, which a row without weights still writes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -83,7 +84,7 @@ def as_reference(layers: Sequence[LayerState], device: torch.device) -> Coupling
     reads: list[Tensor | None] = [None] * len(layers)
     firsts = {next((layer.index for layer in layers if layer.is_conv is kind), -1) for kind in (True, False)}
     total = 0
-    for before, layer in zip(layers, layers[1:]):
+    for before, layer in pairwise(layers):
         if layer.index in firsts:
             continue
         layout = layer.layout

@@ -23,8 +23,9 @@ from .config import PruneConfig
 from .prunable import find_layers
 from .pruner import Pruner
 from .stage_state import StageState
-from .stages import Stages, say
+from .stages import Stages
 from .state import LayerState
+from .trainer import say
 
 
 class PruneHook(SolverHook):
@@ -48,7 +49,7 @@ class PruneHook(SolverHook):
         self._loaded = ""
         self._marks: dict[str, Tensor] = {}
         self._last_snapshot = ""
-        self._stale_budget = True
+        self._stale_budget = False
         solver.set_pass_multiplier(config.passes["prune"])
 
     def _check_tests(self) -> None:
@@ -66,7 +67,6 @@ class PruneHook(SolverHook):
             layer.update_ratios()
         self.stages.begin()
 
-    @torch.no_grad()
     def on_start(self, solver: Solver) -> None:
         """Neighbours follow, finished layers are found, weights are masked."""
         step = solver.iter + 1
@@ -74,12 +74,10 @@ class PruneHook(SolverHook):
             self._stale_budget = True
         self.pruner.mask_weights()
 
-    @torch.no_grad()
     def on_gradients_ready(self, solver: Solver) -> None:
         """Diffs are masked."""
         self.pruner.mask_diffs()
 
-    @torch.no_grad()
     def on_regularize(self, solver: Solver) -> None:
         """Groups are punished and pruned, momentum is masked."""
         self.pruner.regularize(solver.iter + 1, self.stages.now.ceiling, solver.history)
@@ -156,8 +154,10 @@ class PruneHook(SolverHook):
         self._marks = {}
         if how in ("fields", "exactly"):
             self.stages.resume(exactly=how == "exactly")
+        if how in ("fields", ""):
+            self.stages.update_budget()
+        self._stale_budget = how.startswith("roll back")
         self.pruner.start_over()
-        self._stale_budget = True
 
     # -- what the schedule acts through ---------------------------------------------------------------------------------
 

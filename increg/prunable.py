@@ -21,7 +21,7 @@ _f = np.float32
 def find_layers(net: Net, config: PruneConfig, weight_decay: float) -> list[LayerState]:
     """A `LayerState` for each layer that takes part. Raises `SolverError` for a prune_ratio that cannot be followed."""
     owners = {id(parameter.blob): i for i, parameter in enumerate(net.learnable)}
-    users = [id(layer.blobs[0]) for layer in net.layers if layer.blobs]
+    users = [layer.blobs[0].tensor.data_ptr() for layer in net.layers if layer.blobs]
     states: list[LayerState] = []
     tables = 0
     for layer in net.layers:
@@ -41,7 +41,7 @@ def find_layers(net: Net, config: PruneConfig, weight_decay: float) -> list[Laye
             name=layer.name, where=layer.where, kind=layer.type, index=len(states), weight=weight, learnable=owner,
             layout=layout, outputs=prod(top[2:]) if layer.type == "Convolution" else 1, ratio=ratio,
             ratio_step=_f(param.prune_ratio_step if param else 0), update=param.IF_update_row_col if param else True,
-            decays=bool(weight_decay * net.learnable[owner].decay_mult), shared=users.count(id(weight)) > 1,
+            decays=bool(weight_decay * net.learnable[owner].decay_mult), shared=users.count(weight.tensor.data_ptr()) > 1,
             masks=Masks(layout, net.device))
         if ratio > 0:
             _check(state, config)
@@ -50,7 +50,7 @@ def find_layers(net: Net, config: PruneConfig, weight_decay: float) -> list[Laye
     if not tables:
         names = ", ".join(state.name for state in states) or "none"
         raise SolverError(f"{config.where}: prune_method is {config.method.name}, but no layer of the net has a prune_ratio. "
-                          f"Give prune_param {{ prune_ratio: 0.5 }} to some of its Convolution and InnerProduct layers: {names}")
+                          f"Give prune_param {{ prune_ratio: 0.5 }} to some of these layers: {names}")
     return states
 
 
@@ -69,10 +69,13 @@ def _refusal(layer: Layer) -> str:
 
 def _check(layer: LayerState, config: PruneConfig) -> None:
     """Raises `SolverError` if a layer cannot be pruned as its PruneParameter asks."""
+    if config.method.rectangle and len(layer.layout.shape) != 4:
+        raise SolverError(f"{layer.where}: {config.method.name} prunes positions of kernels in two axes, which this layer does "
+                          "not have; set its prune_ratio to 0")
     groups = config.method.unit.size(layer.layout)
     if np.ceil(_f(groups) * layer.ratio) >= groups:
-        raise SolverError(f"{layer.where}: {config.method.name} prunes groups of which this layer has {groups}, and prune_ratio "
-                          f"{layer.ratio:g} would leave none; set it lower, or to 0")
+        raise SolverError(f"{layer.where}: {config.method.name} prunes groups of which this layer has {groups}, and "
+                          f"prune_ratio {layer.ratio:g} would leave none; set it lower, or to 0")
     if config.staged and not layer.ratio_step > 0:
         raise SolverError(f"{layer.where}: prune_ratio_step is {layer.ratio_step:g}, but with acc_borderline "
-                          f"{config.acc_borderline:g} pruning goes on in stages; set it to what a stage may prune of this layer")
+                          f"{config.acc_borderline:g} pruning goes on in stages; set it to the share that a stage may prune")

@@ -43,6 +43,7 @@ class Pruner:
         self.table = GroupTable([self.unit.size(layer.layout) for layer in self.pruned], device, stray=self.method.recounts)
         self.changed = True
         self._goals: list[Goal | None] = [None] * len(self.pruned)
+        self._idle: list[bool] = []
         self._active: list[LayerState] = []
         self._masked: list[LayerState] = []
         self._unsettled: dict[int, LayerState] = {}
@@ -60,7 +61,8 @@ class Pruner:
         if self.config.update_row_col:
             self._follow_neighbours()
         for layer in self.layers:
-            layer.update_ratios()
+            if layer.index in self._unsettled:
+                layer.update_ratios()
             unfinished = layer.finished is None
             check(layer)
             if unfinished and layer.finished is not None and layer.prunes and self.method.rectangle:
@@ -95,6 +97,13 @@ class Pruner:
         for tensor in (table.score, table.punish):
             table.row(tensor, layer.table_index).masked_fill_(back, 0)
         self._unsettled[layer.index] = layer
+        self._take_groups([layer])
+
+    def _take_groups(self, layers: Sequence[LayerState]) -> None:
+        """Enters in the table what the masks of some layers say."""
+        for layer in layers:
+            self.table.row(self.table.pruned, layer.table_index).copy_(self.unit.pruned(layer.masks))
+        self._idle = []
 
     def _plan(self, pruning: bool) -> None:
         """Which layers are punished, and how: what depends on the number of pruned groups, and changes only with it."""
@@ -106,11 +115,11 @@ class Pruner:
                 self._active.append(layer)
             if goal != self._goals[i]:
                 self._goals[i] = goal
-                growth = self.method.growth(goal) if goal else None
-                self.table.set_growth(i, goal.pruned if goal else 0, growth)
-            if layer.index in self._unsettled:
-                self.table.row(self.table.pruned, i).copy_(self.unit.pruned(layer.masks))
-        self.table.set_idle([goal is None for goal in self._goals])
+                self.table.set_growth(i, goal.pruned if goal else 0, self.method.growth(goal) if goal else None)
+        idle = [goal is None for goal in self._goals]
+        if idle != self._idle:
+            self._idle = idle
+            self.table.set_idle(idle)
 
     def _goal(self, layer: LayerState) -> Goal | None:
         """What is left to prune of a layer in this stage; None if it is not punished."""
@@ -129,8 +138,10 @@ class Pruner:
 
     def mask_weights(self) -> None:
         """Zeroes the weights of what is pruned, where they may not be zero yet."""
-        for layer in self._unsettled.values():
-            layer.masks.apply(layer.weight.tensor)
+        if self._unsettled:
+            with torch.no_grad():
+                for layer in self._unsettled.values():
+                    layer.masks.apply(layer.weight.tensor)
 
     # -- after the backward passes --------------------------------------------------------------------------------------
 
@@ -140,11 +151,12 @@ class Pruner:
             if layer.weight.grad is not None:
                 layer.masks.apply(layer.weight.grad)
 
+    @torch.no_grad()
     def regularize(self, iteration: int, ceiling: float, histories: Sequence[Sequence[Tensor]]) -> None:
         """Punishes and prunes (iterations are numbered from 1), and zeroes the momentum of what is pruned: in the very
         iteration too, except for the first groups of a layer, whose ratio is still 0 in the reference's eyes."""
         fresh = self._punish(iteration, ceiling) if self._active else {}
-        for index, layer in {**self._unsettled, **fresh}.items():
+        for layer in {**self._unsettled, **fresh}.values():
             if layer.pruned_ratio > 0:
                 for history in histories[layer.learnable]:
                     layer.masks.apply(history)
@@ -153,7 +165,7 @@ class Pruner:
     def _punish(self, iteration: int, ceiling: float) -> dict[int, LayerState]:
         table, unit = self.table, self.unit
         for layer in self._active:
-            table.row(table.norms, layer.table_index).copy_(unit.norms(layer.layout, layer.weight.tensor))
+            unit.norms(layer.layout, layer.weight.tensor, out=table.row(table.norms, layer.table_index))
         fresh = self.method.step(table, iteration, ceiling)
         counts = fresh.sum(1).tolist()
         pruned = {layer.index: layer for layer in self._active if counts[layer.table_index]}
@@ -203,6 +215,6 @@ class Pruner:
     def start_over(self) -> None:
         """To be called when weights, masks or punishments have been replaced: nothing is taken for settled."""
         self._unsettled = {layer.index: layer for layer in self.layers}
-        self._goals = [None] * len(self.pruned)
         self._recounted.clear()
+        self._take_groups(self.pruned)
         self.changed = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from .budget import Budget
 from .config import PruneConfig
 from .stage_state import Best, StageState
 from .state import LayerState
+from .trainer import Trainer, say
 
 _f = np.float32
 #: An accuracy is bad if it is below the borderline by more than this.
@@ -28,45 +29,6 @@ ACCURACY_GAP = _f(5e-4)
 PATIENCE, UNBOUNDED_PATIENCE, FINAL_PATIENCE, FIRST_PATIENCE = 4, 2, 4, 2
 #: After a period the rate is multiplied by this, this many times and once more; retraining ends below the least rate.
 RATE_DECAY, MAX_DECAYS, LEAST_RATE = _f(0.1), 4, 1e-6
-
-
-class Trainer(Protocol):
-    """What the schedule acts through: the hook, or a test's stand-in. `iter` numbers the update just done."""
-
-    @property
-    def iter(self) -> int: ...
-
-    def accuracies(self) -> list[np.float32] | None:
-        """Tests; one value for each output that is an accuracy, None if the test was broken off."""
-
-    def snapshot(self, infix: str) -> None:
-        """Keeps everything as `infix` at `iter`."""
-
-    def restore(self, infix: str, iteration: int) -> str:
-        """Takes weights, momentum, scores, punishments and masks back from a snapshot, sets `iter`, returns the path."""
-
-    def set_rate(self, rate: np.float32) -> None:
-        """Holds the learning rate."""
-
-    def set_passes(self, passes: int) -> None:
-        """Sets how many forward and backward passes make an iteration, from the next one on."""
-
-    def clear_left_over(self, layer: LayerState, ceiling: np.float32) -> list[float]:
-        """Sets a layer's punishments between 0 and the ceiling to 0; returns them."""
-
-    def budget(self) -> Budget:
-        """What the net costs now."""
-
-    def report_layers(self) -> None:
-        """Prints what is pruned of each layer."""
-
-    def stop(self) -> None:
-        """Ends training."""
-
-
-def say(line: str) -> None:
-    """Prints a line to standard output at once."""
-    print(line, flush=True)
 
 
 class Stages:
@@ -117,7 +79,7 @@ class Stages:
 
     def begin(self) -> None:
         """Before the first iteration: a snapshot of what pruning starts from, and the first stage."""
-        budget = self.update_budget()
+        budget = self.trainer.budget()
         self._app(f"Training starts, iter: {self.trainer.iter}{_clock()}, speedup: {budget.speedup:g}, "
                   f"compRatio: {budget.compression:g}")
         if self.trainer.iter == 0:

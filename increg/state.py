@@ -25,6 +25,7 @@ from .groups import Layout, Masks, Unit
 from .table import GroupTable
 
 _f = np.float32
+ZERO = _f(0)
 
 
 @dataclass
@@ -60,14 +61,14 @@ class LayerState:
     shared: bool
     masks: Masks
     table_index: int | None = None
-    ratio_now: np.float32 = _f(0)
-    last_feasible: np.float32 = _f(0)
-    last_infeasible: np.float32 = _f(0)
+    ratio_now: np.float32 = ZERO
+    last_feasible: np.float32 = ZERO
+    last_infeasible: np.float32 = ZERO
     num_rows: int = 0
     num_columns: float = 0.0
-    pruned_ratio: np.float32 = field(default=_f(0), init=False)
-    pruned_ratio_row: np.float32 = field(default=_f(0), init=False)
-    pruned_ratio_column: np.float32 = field(default=_f(0), init=False)
+    pruned_ratio: np.float32 = field(default=ZERO, init=False)
+    pruned_ratio_row: np.float32 = field(default=ZERO, init=False)
+    pruned_ratio_column: np.float32 = field(default=ZERO, init=False)
     finished: int | None = None
 
     @property

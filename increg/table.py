@@ -52,7 +52,7 @@ class GroupTable:
         row = self.row(self.growth, index).zero_()
         self.first[index] = self.width if growth is None else pruned
         if growth is not None:
-            row[pruned:] = torch.from_numpy(growth).to(row.device)
+            row[pruned:] = torch.from_numpy(growth).to(row.device, non_blocking=True)
 
     def set_idle(self, layers: Sequence[bool]) -> None:
         """Says which layers take no part, and brings `frozen` up to date."""

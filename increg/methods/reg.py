@@ -75,7 +75,7 @@ class Reg(PruneMethod):
         mean_ranks(t, t.ranks(order, out=t.scratch), t.frozen, iteration)
         order = t.score.masked_fill(t.frozen, -1).argsort(dim=1, stable=True)
         t.punish.add_(t.scratch.scatter_(1, order, t.growth)).clamp_(min=0)
-        return (t.punish >= ceiling) & ~t.frozen
+        return (t.punish >= ceiling).gt(t.frozen)
 
     def record(self, table: GroupTable, index: int, layout: Layout, fresh: Tensor, iteration: int,
                ceiling: float) -> None:
@@ -86,10 +86,8 @@ class Reg(PruneMethod):
 
 
 def mean_ranks(table: GroupTable, ranks: Tensor, frozen: Tensor, iteration: int) -> None:
-    """score = ((n - 1) score + rank) / n, except where `frozen`. The divisor is a tensor: by a number, CUDA would
-    multiply with the inverse."""
-    count = torch.full((), iteration, dtype=torch.float32, device=ranks.device)
-    mean = table.score.mul(iteration - 1).add_(ranks).div_(count)
+    """score = ((n - 1) score + rank) / n, except where `frozen`."""
+    mean = table.score.mul(iteration - 1).add_(ranks).div_(iteration)
     torch.where(frozen, table.score, mean, out=table.score)
 
 
