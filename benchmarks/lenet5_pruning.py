@@ -19,6 +19,7 @@ from timing import HookClock, seconds_per_iteration, show, show_share
 from torch import Tensor, nn
 
 from caffe_compat import Solver, create_solver, proto
+from caffe_compat.memory import keep_freed_memory
 from caffe_compat.net import Net
 from increg import experiments
 
@@ -28,6 +29,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=100, help="iterations a round (default 100)")
     parser.add_argument("--rounds", type=int, default=7, help="rounds, the median of which counts (default 7)")
     args = parser.parse_args()
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
         experiments.make_digits(".")

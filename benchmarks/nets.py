@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch_nets import TORCH_NETS
 
 from caffe_compat import Net, proto
+from caffe_compat.memory import keep_freed_memory
 from caffe_compat.pycaffe.net_spec import NetSpec, layers, params
 
 PROTOTXT = Path(__file__).parents[1] / "prototxt"
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="torch's threads (default 2)")
     parser.add_argument("--seconds", type=float, default=2, help="time for each contender and measurement (default 2)")
     args = parser.parse_args()
+    keep_freed_memory()  # as the commands do
     for name in args.nets:
         if name not in TORCH_NETS:
             parser.error(f"no network {name}; there are {', '.join(TORCH_NETS)}")

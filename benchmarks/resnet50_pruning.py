@@ -20,6 +20,7 @@ import torch
 from timing import HookClock, seconds_per_iteration, show, show_share
 
 from caffe_compat import Solver, create_solver, proto
+from caffe_compat.memory import keep_freed_memory
 
 NET = Path(__file__).parents[1] / "prototxt" / "resnet50_pruning" / "deploy.prototxt"
 #: The settings of the reference's ImageNet experiments, their passes an iteration aside.
@@ -45,6 +46,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default, help=f"(default {default})")
     parser.add_argument("--gpu", type=int, help="the GPU to run on; without it the CPU")
     args = parser.parse_args()
+    keep_freed_memory()  # as the commands do
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.gpu is None else f"cuda:{args.gpu}")
     solvers = {"training": _solver(device, args.batch, "None"), "pruning": _solver(device, args.batch, "Reg_Col")}
