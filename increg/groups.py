@@ -8,7 +8,7 @@ pruned in a layer: whole rows, and columns within each group of a grouped convol
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 
 import torch
@@ -28,22 +28,22 @@ class Layout:
     group: int = 1
     transposed: bool = False
 
-    @property
+    @cached_property
     def rows(self) -> int:
         """Filters or outputs."""
         return self.shape[1 if self.transposed else 0]
 
-    @property
+    @cached_property
     def columns(self) -> int:
         """Weights in a row."""
         return prod(self.shape) // self.rows
 
-    @property
+    @cached_property
     def positions(self) -> int:
         """Kernel positions of a channel: 1 for an InnerProduct."""
         return prod(self.shape[2:])
 
-    @property
+    @cached_property
     def channels(self) -> int:
         """Input channels of one group."""
         return self.columns // self.positions
@@ -56,7 +56,8 @@ class Layout:
         """One value a column, shaped to broadcast against the weight `like`, and in its memory format, which is faster."""
         if self.transposed:
             return values.reshape(-1, 1)
-        return torch.empty_like(like[:1], requires_grad=False).copy_(values.reshape(1, *self.shape[1:]))
+        spread = values.reshape(1, *self.shape[1:])
+        return spread if like.is_contiguous() else torch.empty_like(like[:1], requires_grad=False).copy_(spread)
 
     def matrix(self, weight: Tensor) -> Tensor:
         """The weight as (rows, columns); a copy where its memory format asks for one."""
@@ -160,7 +161,7 @@ class Row(Unit):
         return layout.rows
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(sum_of_rows(layout.matrix(weight).abs().T.contiguous()))
+        out.copy_(sum_of_rows(layout.matrix(weight).abs().T.contiguous())[0])
 
     def spread(self, layout: Layout, values: Tensor, like: Tensor) -> Tensor:
         return layout.along_rows(values)
@@ -186,7 +187,7 @@ class Column(Unit):
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
         if weight.dim() != 4 or weight.is_contiguous():
-            out.copy_(sum_of_rows(layout.matrix(weight).abs()))
+            out.copy_(sum_of_rows(layout.matrix(weight).abs())[0])
         else:  # channels last: the rows as they are stored
             norms = sum_of_rows(weight.abs().permute(0, 2, 3, 1).flatten(1))
             out.view(layout.channels, -1).copy_(norms.view(-1, layout.channels).T)
@@ -214,7 +215,7 @@ class Position(Unit):
         return layout.positions
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(sum_of_rows(weight.abs().reshape(-1, layout.positions)))
+        out.copy_(sum_of_rows(weight.abs().reshape(-1, layout.positions))[0])
 
     def spread(self, layout: Layout, values: Tensor, like: Tensor) -> Tensor:
         return values.reshape(1, 1, *layout.shape[2:])
@@ -239,6 +240,9 @@ def _all_rows(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def sum_of_rows(matrix: Tensor) -> Tensor:
-    """The sum of the rows of a contiguous matrix, added one after the other, as the reference adds norms. `torch.sum` adds
-    in another order, which changes the ranks of nearly equal groups; this operation does not, and is as fast."""
-    return torch.embedding_bag(matrix, *_all_rows(len(matrix), matrix.device))[0][0]
+    """The sum of the rows of a contiguous matrix, as a matrix of one row.
+
+    They are added one after the other, as the reference adds norms. `torch.sum` adds in another order, which changes the
+    ranks of nearly equal groups; this operation does not, and is as fast.
+    """
+    return torch.embedding_bag(matrix, *_all_rows(len(matrix), matrix.device))[0]

@@ -151,10 +151,10 @@ class Pruner:
             if layer.weight.grad is not None:
                 layer.masks.apply(layer.weight.grad)
 
-    @torch.no_grad()
     def regularize(self, iteration: int, ceiling: float, histories: Sequence[Sequence[Tensor]]) -> None:
-        """Punishes and prunes (iterations are numbered from 1), and zeroes the momentum of what is pruned: in the very
-        iteration too, except for the first groups of a layer, whose ratio is still 0 in the reference's eyes."""
+        """Punishes and prunes, and zeroes the momentum of what is pruned: in the very iteration too, except for the first
+        groups of a layer, whose ratio still is 0 in the reference's eyes. `iteration` is numbered from 1. To be called while
+        torch records no gradients."""
         fresh = self._punish(iteration, ceiling) if self._active else {}
         for layer in {**self._unsettled, **fresh}.values():
             if layer.pruned_ratio > 0:

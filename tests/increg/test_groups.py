@@ -102,4 +102,4 @@ def test_rows_are_added_one_after_the_other() -> None:
     total = np.zeros(40, np.float32)
     for row in matrix.numpy():
         total += row
-    np.testing.assert_array_equal(sum_of_rows(matrix).numpy(), total)
+    np.testing.assert_array_equal(sum_of_rows(matrix)[0].numpy(), total)
