@@ -50,15 +50,15 @@ class _Group:
 class Solver:
     """Trains the net that a SolverParameter names: a path (of a prototxt) or a Document.
 
-    `device` defaults to what `solver_mode` and `device_id` ask for, where there is such a GPU. With `keep_diffs` the
-    diffs of all blobs are there after a step; without it only the parameters' are, which saves their memory.
+    `device` defaults to what `solver_mode` and `device_id` ask for, where there is such a GPU. `keep_blobs` says
+    which blobs of the training net have data and diffs after a step (see `Net`); test nets keep their outputs alone.
     `caffe_arithmetic` trains by Caffe's own algorithms, which is slower, where others round differently (see `Net`).
 
     Raises `SolverError` for settings that cannot be trained with, and what `Net` raises.
     """
 
     def __init__(self, source: str | os.PathLike[str] | Document, *, device: torch.device | str | None = None,
-                 keep_diffs: bool = True, caffe_arithmetic: bool = False) -> None:
+                 keep_blobs: bool = True, caffe_arithmetic: bool = False) -> None:
         document = source if isinstance(source, Document) else proto.read_text(os.fspath(source), "SolverParameter")
         self.document = document
         self.param: Any = document.message
@@ -71,7 +71,7 @@ class Solver:
         lr_policy.check(self.param, self.where)
         self.device = torch.device(device) if device is not None else setup.device_of(self.param)
         log.info("Initializing solver from parameters: \n%s", proto.dump_text(self.param))
-        self.net: Net = setup.train_net(document, self.make_net, keep_diffs=keep_diffs or self.param.debug_info,
+        self.net: Net = setup.train_net(document, self.make_net, keep_blobs=keep_blobs or self.param.debug_info,
                                         caffe_arithmetic=caffe_arithmetic)
         self.test_nets: list[Net] = setup.test_nets(document, self.make_net)
         self.rule = RULES.get(self.param.type, self.where)(self.param, self.where, fused=not caffe_arithmetic)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
         raise SolverError("give a snapshot to resume training or weights to finetune, but not both")
     interrupt = parse_action(args.sigint_effect, "--sigint_effect")
     hangup = parse_action(args.sighup_effect, "--sighup_effect")
-    solver = plugins.create_solver(args.solver, as_reference=args.as_reference, device=device_of(args.gpu), keep_diffs=False)
+    solver = plugins.create_solver(args.solver, as_reference=args.as_reference, device=device_of(args.gpu), keep_blobs=False)
     if args.weights:
         solver.load_weights(args.weights)
     log.info("Starting Optimization")
