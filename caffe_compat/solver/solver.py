@@ -84,6 +84,8 @@ class Solver:
         self.hooks: list[SolverHook] = []
         self.actions = ActionQueue()
         self.stopped = False
+        #: Whether the snapshot last restored told where the data were.
+        self.data_restored = False
         self._rate: float | None = None
         self._multiplier = 1
         self._begun = False
@@ -162,20 +164,32 @@ class Solver:
         """Takes weights, history and iteration back from a snapshot, Caffe's own or ours.
 
         One of ours also brings back data positions and random states, so that training goes on exactly; after one that
-        Caffe wrote the data start at the first item, as they do in Caffe.
+        Caffe wrote the data start at the first item, as they do in Caffe (but see `skip_data`).
         """
         snapshot.load(self, os.fspath(path))
         self._tell("on_weights_loaded")
 
+    def skip_data(self, iterations: int) -> None:
+        """Lets the training net's data layers read what so many iterations would, for nothing: then a run restored from a
+        snapshot of Caffe's goes on with the data that the run which wrote it saw next. Each iteration is taken to make as
+        many passes as the next one will."""
+        sources = [layer for layer in self.net.layers if layer.is_source and layer.type != "Input"]
+        for _ in range(iterations * self.param.iter_size * self._multiplier):
+            for layer in sources:
+                layer.forward()
+
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def solve(self, resume: str | os.PathLike[str] | None = None) -> None:
-        """Trains to max_iter, from the snapshot `resume` if given; writes a last snapshot unless told not to."""
+    def solve(self, resume: str | os.PathLike[str] | None = None, *, skip_data: bool = False) -> None:
+        """Trains to max_iter, from the snapshot `resume` if given, with its data skipped if `skip_data` asks for that and it
+        does not tell where they were; writes a last snapshot unless told not to."""
         log.info("Solving %s", self.net.name)
         log.info("Learning Rate Policy: %s", self.param.lr_policy)
         if resume is not None:
             log.info("Restoring previous solver status from %s", resume)
             self.restore(resume)
+            if skip_data and not self.data_restored:
+                self.skip_data(self.iter)
         self.stopped = False
         self.step(self.param.max_iter - self.iter)
         if self.param.snapshot_after_train and not (self.param.snapshot and self.iter % self.param.snapshot == 0):
