@@ -28,6 +28,8 @@ MOST_VALUES = 1 << 28
 #: Constants up to this many values are shown to the shape inference: shapes, axes and the like.
 SHAPE_LIKE = 1024
 DOMAINS = ("", "ai.onnx")
+#: Operators that onnx defines by others and therefore infers nothing for.
+SAME_SHAPE = ("MeanVarianceNormalization",)
 OTHER_FLOATS = (onnx.TensorProto.DOUBLE, onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16)
 
 
@@ -250,6 +252,10 @@ class _Reader:
             found = shape_inference.infer_node_outputs(schema, proto, types, small, opset_imports=opset)
         except Exception as error:
             raise Gap(f"its shapes do not fit: {str(error).strip().splitlines()[-1]}") from None
+        if node.op in SAME_SHAPE:
+            found.update({node.outputs[0]: self.types[node.inputs[0]]})
+        if node.op in ("MaxPool", "AveragePool") and node.get("ceil_mode", 0):
+            _drop_windows_in_padding(node, self.graph.shapes[node.inputs[0]], found)
         return {name: _in_float32(found[name]) for name in node.outputs if name in found}
 
     def _fold(self, node: Node, proto: onnx.NodeProto, types: dict[str, onnx.TypeProto]) -> None:
@@ -274,6 +280,17 @@ class _Reader:
     def _know(self, name: str, values: np.ndarray) -> None:
         self.types[name] = helper.make_tensor_type_proto(helper.np_dtype_to_tensor_dtype(values.dtype), values.shape)
         self.graph.shapes[name] = values.shape
+
+
+def _drop_windows_in_padding(node: Node, shape: Shape, types: dict[str, onnx.TypeProto]) -> None:
+    """Rounded up, a last window that would start behind the bottom is not there: runtimes drop it, onnx's inference does
+    not."""
+    axes = len(shape) - 2
+    strides, before = node.get("strides") or (1,) * axes, node.get("pads") or (0,) * axes
+    for type in types.values():
+        for dim, n, s, p in zip(type.tensor_type.shape.dim[2:], shape[2:], strides, before):
+            if (dim.dim_value - 1) * s >= n + p:
+                dim.dim_value -= 1
 
 
 def _in_float32(type: onnx.TypeProto) -> onnx.TypeProto:

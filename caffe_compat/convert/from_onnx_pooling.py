@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import reduce
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,16 @@ from ..layers.pooling import Pool
 from ..layers.windows import Window
 from .from_onnx_graph import Gap, Node
 from .from_onnx_net import FROM_ONNX, Translation
+from .from_onnx_shape import cut
 from .from_onnx_windows import pads, per_axis, take_padding
 
 
 class _Windows:
-    """The windows of an ONNX pooling node, as Caffe lays them; `Gap` where it lays others."""
+    """The windows of an ONNX pooling node, as Caffe lays them; `Gap` where it lays none in one of the places.
+
+    `pool` is Caffe's, of whose windows those from `first` on are ONNX's, `count` of them along each axis: with more
+    padding, or rounded up, Caffe may have more.
+    """
 
     def __init__(self, net: Translation, node: Node) -> None:
         kernel = tuple(node.get("kernel_shape"))
@@ -31,22 +36,42 @@ class _Windows:
         self.bottom, self.margin_before, self.margin_after = take_padding(net, node)
         margins = zip(self.margin_before, self.margin_after)
         self.sizes = tuple(n - b - a for n, (b, a) in zip(net.shape(node.inputs[0])[2:], margins))
-        pad = tuple(map(sum, zip(self.before, self.margin_before)))
-        if any(p >= k for p, k in zip(pad, kernel)):
-            raise Gap(f"the padding {pad} is not smaller than the kernel {kernel}, as Caffe wants it")
-        self.pool = self._like(net.shape(node.outputs[0])[2:], Window(kernel, self.stride, pad, (1, 1)),
-                               bool(node.get("ceil_mode", 0)), any(axis > 1 for _, axis in net.graph.dynamic))
+        self.count = net.shape(node.outputs[0])[2:]
+        sizes_vary = any(axis > 1 for _, axis in net.graph.dynamic)
+        self.pool, self.first = self._find(bool(node.get("ceil_mode", 0)), sizes_vary)
 
-    def _like(self, outputs: Shape, window: Window, ceil: bool, sizes_vary: bool) -> Pool:
-        """Caffe's pooling with as many windows: rounded up, which every Caffe can, unless sizes vary and ONNX rounds
-        down."""
-        up, down = (Pool(self.sizes, window, floor) for floor in (False, True))
-        for pool in (up, down) if ceil or not sizes_vary else (down, up):
-            if pool.outputs == outputs:
-                return pool
-        raise Gap(f"it has {outputs} windows on {self.sizes} positions, Caffe {up.outputs} (rounded up) or {down.outputs}")
+    def _find(self, ceil: bool, sizes_vary: bool) -> tuple[Pool, Shape]:
+        """Caffe's pooling and the first of its windows to take, preferring as few as there must be, and rounding up,
+        which every Caffe can (unless sizes vary and ONNX rounds down)."""
+        starts = tuple(map(sum, zip(self.before, self.margin_before)))
+        found = []
+        for first in product(*(range((k - 1 - p) // s + 1) for k, p, s in zip(self.kernel, starts, self.stride))):
+            pad = tuple(p + f * s for p, f, s in zip(starts, first, self.stride))
+            for floor in (False, True) if ceil or not sizes_vary else (True, False):
+                pool = Pool(self.sizes, Window(self.kernel, self.stride, pad, (1, 1)), floor)
+                more = [out - f - n for out, f, n in zip(pool.outputs, first, self.count)]
+                if min(more) >= 0:
+                    found.append((sum(first) + sum(more), pool, first))
+        if not found:
+            raise Gap(f"of its {self.count} windows on {self.sizes} positions, Caffe does not lay the last, with padding "
+                      f"smaller than the kernel {self.kernel}")
+        return min(found, key=lambda item: item[0])[1:]
 
-    def settings(self) -> dict[str, Any]:
+    def pooling(self, net: Translation, node: Node, method: str) -> None:
+        """The layers: Pooling, a Slice along each axis with windows too many, a Scale where Caffe divides by other
+        numbers."""
+        outputs, factors = self.pool.outputs, self._factors(bool(node.get("count_include_pad", 0))) if method == "AVE" else None
+        cuts = [i for i in (0, 1) if outputs[i] != self.count[i]]
+        steps = ["pool", *(f"axis{i + 2}" for i in cuts), *(["factor"] if factors is not None else [])]
+        tops = [net.temporary(node, step) for step in steps[:-1]] + [node.outputs[0]]
+        suffixes = [*steps[:-1], ""]
+        net.layer(node, "Pooling", [self.bottom], tops[:1], suffix=suffixes[0], pool=method, **self._settings())
+        for k, i in enumerate(cuts, 1):
+            cut(net, node, tops[k - 1], tops[k], i + 2, self.first[i], self.first[i] + self.count[i], outputs[i], suffixes[k])
+        if factors is not None:
+            net.layer(node, "Scale", [tops[-2]], blobs=[factors], axis=2, num_axes=2)
+
+    def _settings(self) -> dict[str, Any]:
         """The fields of PoolingParameter."""
         window, settings = self.pool.window, {}
         for name, sizes, default in (("kernel", window.kernel, None), ("stride", window.stride, 1), ("pad", window.pad, 0)):
@@ -57,15 +82,17 @@ class _Windows:
                 settings[f"{name}_h"], settings[f"{name}_w"] = sizes
         return {**settings, "round_mode": "FLOOR"} if self.pool.floor else settings
 
-    def divisors(self, count_padding: bool) -> np.ndarray:
-        """What ONNX's mean divides by at each position: the window's part on the bottom, or on it and its padding."""
+    def _factors(self, count_padding: bool) -> np.ndarray | None:
+        """What Caffe divides by over what ONNX divides by, the window's part on the bottom (and its padding); None for 1."""
         sides = []
-        for i, count in enumerate(self.pool.outputs):
+        for i, count in enumerate(self.count):
             own = (self.before[i], self.after[i]) if count_padding else (0, 0)
             low, high = -self.margin_before[i] - own[0], self.sizes[i] + self.margin_after[i] + own[1]
-            starts = np.arange(count) * self.stride[i] - self.pool.window.pad[i]
+            starts = (np.arange(count) + self.first[i]) * self.stride[i] - self.pool.window.pad[i]
             sides.append(np.minimum(starts + self.kernel[i], high) - np.maximum(starts, low))
-        return reduce(np.multiply.outer, sides).astype(np.float32)
+        taken = tuple(slice(first, first + count) for first, count in zip(self.first, self.count))
+        factors = self.pool.divisors(torch.ones(())).numpy()[taken] / np.multiply.outer(*sides).astype(np.float32)
+        return None if (factors == 1).all() else factors
 
 
 @FROM_ONNX.add("MaxPool")
@@ -73,22 +100,13 @@ def max_pool(net: Translation, node: Node) -> None:
     """A MAX Pooling."""
     if any(node.outputs[1:]):
         raise Gap("it also gives indices, which Caffe counts differently")
-    windows = _Windows(net, node)
-    net.layer(node, "Pooling", [windows.bottom], pool="MAX", **windows.settings())
+    _Windows(net, node).pooling(net, node, "MAX")
 
 
 @FROM_ONNX.add("AveragePool")
 def average_pool(net: Translation, node: Node) -> None:
-    """An AVE Pooling; where Caffe divides by other numbers (at the borders), a Scale makes up for it."""
-    windows = _Windows(net, node)
-    wanted = windows.divisors(bool(node.get("count_include_pad", 0)))
-    found = windows.pool.divisors(torch.ones(())).numpy()
-    if np.array_equal(wanted, found):
-        net.layer(node, "Pooling", [windows.bottom], pool="AVE", **windows.settings())
-        return
-    mean = net.temporary(node, "mean")
-    net.layer(node, "Pooling", [windows.bottom], [mean], suffix="mean", pool="AVE", **windows.settings())
-    net.layer(node, "Scale", [mean], blobs=[found / wanted], axis=2, num_axes=2)
+    """An AVE Pooling."""
+    _Windows(net, node).pooling(net, node, "AVE")
 
 
 def global_pooling(net: Translation, node: Node, method: str, tops: list[str] | None = None) -> None:
