@@ -21,9 +21,12 @@ from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 from caffe_compat.convert.from_onnx import FROM_ONNX, ConversionError, convert_from_onnx, read_onnx  # noqa: E402
 
 #: Caffe 1.0's own layer types; those of forks are not among them.
-BVLC_TYPES = set("""AbsVal ArgMax BNLL BatchNorm Bias Clip Concat Convolution Deconvolution Dropout ELU Eltwise Embed Exp
-    Flatten Input InnerProduct LRN Log MVN PReLU Parameter Pooling Power ReLU Reduction Reshape Scale Sigmoid Silence Slice
-    Softmax Split TanH Tile""".split())
+BVLC_TYPES = {
+    "AbsVal", "ArgMax", "BNLL", "BatchNorm", "Bias", "Clip", "Concat", "Convolution", "Deconvolution", "Dropout",
+    "ELU", "Eltwise", "Embed", "Exp", "Flatten", "Input", "InnerProduct", "LRN", "Log", "MVN", "PReLU", "Parameter",
+    "Pooling", "Power", "ReLU", "Reduction", "Reshape", "Scale", "Sigmoid", "Silence", "Slice", "Softmax", "Split",
+    "TanH", "Tile",
+}
 
 
 def values(*shape: int, seed: int = 0) -> np.ndarray:
@@ -200,7 +203,7 @@ def test_padding_goes_into_the_next_layer(tmp_path: Path) -> None:
     positive = build("MaxPool", build("Pad", build("Relu", x), pads), kernel_shape=[3, 3], strides=[2, 2])
     signed = build("MaxPool", build("Pad", x, pads), kernel_shape=[3, 3], strides=[2, 2])
     message = convert(tmp_path, build, conv, mean, positive, signed)
-    assert types(message) == ["Convolution", "Pooling", "Slice", "Silence", "Scale", "ReLU", "Pooling", "Slice", "Silence",
+    assert types(message) == ["Convolution", "Pooling", "Slice", "Silence", "ReLU", "Pooling", "Slice", "Silence",
                               "Convolution", "Pooling"]
 
 
@@ -300,13 +303,10 @@ def test_gap(op: str, inputs: Sequence[Any], attributes: dict[str, Any], reason:
 
 
 def test_pooling_that_caffe_has_not(tmp_path: Path) -> None:
-    """Windows on one axis, windows behind the bottom."""
+    """Windows on one axis."""
     build = Builder()
     line = build("MaxPool", build.input("x", 1, 4, 7), kernel_shape=[2])
     assert "along 1 spatial" in gaps(tmp_path, build, line)["MaxPool"]
-    build = Builder()
-    far = build("AveragePool", build.input("x", 1, 4, 6, 6), kernel_shape=[2, 2], strides=[3, 3], pads=[0, 0, 3, 3])
-    assert "does not lay the last" in gaps(tmp_path, build, far)["AveragePool"]
 
 
 def test_foreign_domain(tmp_path: Path) -> None:
