@@ -38,17 +38,17 @@ def _fold_into_neighbour(graph: Graph, node: Node) -> bool:
     if affine is None or graph.is_shared(node):
         return False
     source = graph.producer(node.inputs[0])
-    if source is not None and graph.only_reader(node.inputs[0]) is node and _can_take(graph, source):
-        if _scale_outputs(source, *affine):
-            source.outputs[source.outputs.index(node.inputs[0])] = node.outputs[0]
-            graph.nodes.remove(node)
-            return True
+    follows = source is not None and graph.only_reader(node.inputs[0]) is node
+    if follows and _can_take(graph, source) and _scale_outputs(source, *affine):
+        source.outputs = node.outputs
+        graph.nodes.remove(node)
+        return True
     reader = graph.only_reader(node.outputs[0])
     if reader is not None and _can_take(graph, reader) and _scale_inputs(reader, *affine):
         reader.inputs = [node.inputs[0]]
         graph.nodes.remove(node)
         return True
-    return source is not None and graph.only_reader(node.inputs[0]) is node and _join(graph, source, node, affine)
+    return follows and _join(graph, source, node, affine)
 
 
 def _can_take(graph: Graph, node: Node) -> bool:

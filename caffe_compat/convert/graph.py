@@ -208,6 +208,8 @@ class Graph:
     def to_document(self, weights: bool = True) -> Document:
         """The graph as a NetParameter: an Input layer, then the layers, in place where they were, with their blobs."""
         message = self.dialect.message("NetParameter")(name=self.name)
+        if self.training:
+            message.state.phase = TRAIN
         for value, shape in self.inputs.items():
             spec = message.layer.add(name=self.blob(value), type="Input", top=[self.blob(value)])
             spec.input_param.shape.add(dim=shape)

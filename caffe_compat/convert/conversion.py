@@ -211,11 +211,12 @@ def write_model(document: Document, text: Path, weights: Path) -> None:
     message.CopyFrom(document.message)
     for layer in message.layer:
         layer.ClearField("blobs")
-    net = Net(Document(message, document.dialect), _phase(message), seed=0)
+    net = Net(Document(message, document.dialect), phase_of(message), seed=0)
     net.copy_from(document)
     net.save(weights)
     proto.write_text(text, message)
 
 
-def _phase(message: Any) -> int:
+def phase_of(message: Any) -> int:
+    """The phase that a NetParameter is for, TEST if it does not say."""
     return message.state.phase if message.HasField("state") and message.state.HasField("phase") else 1
