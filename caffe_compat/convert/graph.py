@@ -121,6 +121,7 @@ class Graph:
         """Runs passes one after the other; returns the graph."""
         for change in passes:
             change(self)
+            self._settle()
         return self
 
     # -- asking -----------------------------------------------------------------------------------------------------
@@ -193,11 +194,22 @@ class Graph:
         read = {value for node in self.nodes for value in node.inputs} | set(self.outputs)
         self.inputs = {value: shape for value, shape in self.inputs.items() if value in read}
 
+    def _settle(self) -> None:
+        """Gives the remaining versions of a blob whose last version is gone a name of their own: they are not it."""
+        made = [*self.inputs, *(value for node in self.nodes for value in node.outputs)]
+        self.blob_of = {value: blob for value, blob in self.blob_of.items() if value in made}
+        for blob in set(self.blob_of.values()) - set(made):
+            versions = [value for value in made if self.blob(value) == blob]
+            self.blob_of.update(dict.fromkeys(versions, versions[-1]))
+            del self.blob_of[versions[-1]]
+
     # -- writing ----------------------------------------------------------------------------------------------------
 
     def to_document(self, weights: bool = True) -> Document:
         """The graph as a NetParameter: an Input layer, then the layers, in place where they were, with their blobs."""
         message = self.dialect.message("NetParameter")(name=self.name)
+        if self.training:
+            message.state.phase = TRAIN
         for value, shape in self.inputs.items():
             spec = message.layer.add(name=self.blob(value), type="Input", top=[self.blob(value)])
             spec.input_param.shape.add(dim=shape)

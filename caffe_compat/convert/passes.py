@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from .graph import Graph, Node
+from .fold import fold, preprocess
+from .graph import Graph, Node, Pass
 from .targets import Options
 
 
-def passes_for(options: Options) -> list:
+def passes_for(options: Options) -> list[Pass]:
     """The passes that the options ask for, in the order to run them."""
-    from .fold import fold, preprocess
-
-    passes = [drop_silent]
+    passes: list[Pass] = [drop_silent]
     if not options.keep_losses:
         passes.append(drop_losses)
     if options.inference:
         passes.append(drop_identities)
     if options.fold:
         passes.append(fold)
-    if options.mean or options.scale != 1 or options.swap_channels:
-        passes.append(preprocess(options.mean, options.scale, options.swap_channels))
+    if options.preprocesses:
+        passes.append(preprocess(options))
     return passes
 
 

@@ -41,7 +41,8 @@ class Options:
     `fold`: BatchNorm and Scale go into the convolutions and inner products next to them. `inference`: layers that do
     nothing but in training are left out. `keep_losses`: losses and accuracies stay. `half`: weights are float16.
     `rename`: new names for layers. `safetensors`: the torch target writes its weights in that format.
-    `mean`, `scale`, `swap_channels`: preprocessing to build in, see `passes.preprocess`.
+    `mean`, `scale`, `swap_channels`: what is done to images before the net, to be built into it: channels reversed (RGB
+    to BGR), then `mean` (one number, or one a channel, in the net's order) subtracted, then multiplied by `scale`.
     """
 
     fold: bool = False
@@ -53,6 +54,30 @@ class Options:
     mean: tuple[float, ...] = ()
     scale: float = 1.0
     swap_channels: bool = False
+
+    @property
+    def preprocesses(self) -> bool:
+        """Whether there is anything to do to images."""
+        return any(self.mean) or self.scale != 1 or self.swap_channels
+
+    def as_affine(self, channels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The preprocessing as (matrix, shift) over the channels: what the net is to see is matrix x + shift."""
+        if len(self.mean) not in (0, 1, channels):
+            raise NetError(f"found {len(self.mean)} means for {channels} channels; give one for all, or one a channel")
+        order = range(channels)[::-1] if self.swap_channels else range(channels)
+        return np.eye(channels)[list(order)] * self.scale, -np.ones(channels) * (self.mean or 0) * self.scale
+
+    def preprocessed(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs as the original net is to see them."""
+        if not self.preprocesses:
+            return dict(inputs)
+        found = {}
+        for name, x in inputs.items():
+            if x.ndim == 4:
+                matrix, shift = self.as_affine(x.shape[1])
+                x = (np.einsum("dc,nchw->ndhw", matrix, x) + shift[:, None, None]).astype(np.float32)
+            found[name] = x
+        return found
 
 
 @dataclass(frozen=True)
