@@ -24,8 +24,9 @@ from ..proto import BVLC, Document
 from . import from_onnx_layers, from_onnx_math, from_onnx_pooling, from_onnx_shape, from_onnx_windows  # noqa: F401  (they register)
 from .from_onnx_graph import read_graph
 from .from_onnx_net import FROM_ONNX, ConversionError, Translation
+from .onnx_run import run_onnx
 
-__all__ = ["FROM_ONNX", "ConversionError", "compare_with_onnx", "convert_from_onnx", "read_onnx", "run_onnx"]
+__all__ = ["FROM_ONNX", "ConversionError", "compare_with_onnx", "convert_from_onnx", "read_onnx"]
 
 
 def read_onnx(path: str | os.PathLike[str], shapes: Mapping[str, Shape] | None = None) -> Document:
@@ -103,41 +104,3 @@ def compare_with_onnx(model: str, weights: str, onnx_path: str | os.PathLike[str
             raise CaffeError(f'{model}: "{name}" differs from {os.fspath(onnx_path)} by {errors[name]:.2g} of its '
                              f"largest value, {scale:.4g}; allowed is {tolerance:g}")
     return errors
-
-
-def run_onnx(path: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of an ONNX model by onnxruntime, or by onnx's (slow) reference where that is not installed."""
-    try:
-        import onnxruntime
-    except ImportError:
-        from onnx.reference import ReferenceEvaluator
-
-        session = ReferenceEvaluator(os.fspath(path))
-        names, types = session.output_names, dict(zip(session.input_names, session.input_types))
-        dtypes = {name: type.tensor_type.elem_type for name, type in types.items()}
-        feeds = {name: _as_element(array, dtypes[name]) for name, array in inputs.items() if name in dtypes}
-    else:
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # its optimizer moves a Pad with zeros into the MaxPool behind it (1.31), where zeros below the largest are lost
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        try:
-            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            raise CaffeError(f"{os.fspath(path)}: onnxruntime cannot load it: {error}") from None
-        names = [output.name for output in session.get_outputs()]
-        kinds = {given.name: given.type for given in session.get_inputs()}
-        feeds = {name: array.astype(_DTYPES.get(kinds[name], np.float32)) for name, array in inputs.items()
-                 if name in kinds}
-    return dict(zip(names, session.run(names, feeds)))
-
-
-_DTYPES = {"tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(int64)": np.int64,
-           "tensor(int32)": np.int32}
-
-
-def _as_element(array: np.ndarray, element: int) -> np.ndarray:
-    import onnx
-
-    return array.astype(onnx.helper.tensor_dtype_to_np_dtype(element))
-

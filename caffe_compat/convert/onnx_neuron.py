@@ -67,7 +67,7 @@ def power(node: Node, out: Writer) -> None:
     p, x = node.param, node.inputs[0]
     if p.scale == 0 or p.power == 0:
         value = np.array([np.float32(p.shift) ** np.float32(p.power)], np.float32)
-        out.op("ConstantOfShape", [out.op("Shape", [x])], node.outputs, value=_as_tensor(value))
+        out.op("ConstantOfShape", [out.op("Shape", [x])], node.outputs, value=out.onnx.numpy_helper.from_array(value))
     elif p.power == 1:
         affine(out, x, p.scale, p.shift, node.outputs[0])
     else:
@@ -115,9 +115,3 @@ def affine(out: Writer, x: str, scale: float, shift: float, output: str | None =
     for k, (operator, value) in enumerate(steps):
         x = out.op(operator, [x, out.constant(value)], output if k == len(steps) - 1 else None)
     return x if steps or output is None else out.op("Identity", [x], output)
-
-
-def _as_tensor(values: np.ndarray):
-    from onnx import numpy_helper
-
-    return numpy_helper.from_array(values)

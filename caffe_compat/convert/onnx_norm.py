@@ -33,7 +33,7 @@ def batch_norm(node: Node, out: Writer) -> None:
         axes = [axis for axis in range(len(node.in_shapes[0])) if axis != 1]
         _normalized(out, x, axes, lambda variance: out.op("Sqrt", [affine(out, variance, 1, eps)]), node.outputs[0])
         return
-    mean, variance, divisor = node.params
+    mean, _, divisor = node.params
     weight = np.float32(1) / divisor[0] if divisor[0] else np.float32(0)
     one, zero = np.ones_like(mean), np.zeros_like(mean)
     scale, shift = out.constant(one), out.constant(zero)

@@ -35,22 +35,22 @@ def detection_output(node: Node, out: Writer) -> None:
     if p.nms_param.nms_threshold > 1:
         raise UnsupportedLayer(node, "ONNX", "its nms_threshold is above 1, which no overlap is")
     for value in node.inputs[:3]:
-        out.fixed(value)
-    images, priors, labels = node.in_shapes[0][0], node.in_shapes[2][2] // 4, layer._labels
+        out.fixed(value, 1, 2, 3)
+    priors, labels = node.in_shapes[2][2] // 4, layer._labels
     sets = 1 if p.share_location else p.num_classes
-    code = out.op("Reshape", [node.inputs[0], out.ints(images, priors, sets, 4)])
+    code = out.op("Reshape", [node.inputs[0], out.ints(-1, priors, sets, 4)])
     boxes = out.op("Transpose", [_decode(node, out, code, priors), ], perm=[0, 2, 1, 3])  # image, set, prior, corner
-    scores = out.op("Reshape", [node.inputs[1], out.ints(images, priors, p.num_classes)])
+    scores = out.op("Reshape", [node.inputs[1], out.ints(-1, priors, p.num_classes)])
     scores = out.op("Gather", [out.op("Transpose", [scores], perm=[0, 2, 1]), out.ints(*labels)], axis=1)
     if p.share_location:
-        boxes = out.op("Expand", [boxes, out.ints(images, len(labels), priors, 4)])
+        boxes = out.op("Expand", [boxes, out.ints(1, len(labels), priors, 4)])
     else:
         boxes = out.op("Gather", [boxes, out.ints(*labels)], axis=1)
     nms = p.nms_param
     count = min(nms.top_k, priors) if nms.HasField("top_k") and nms.top_k > -1 else priors
-    rows, total = images * len(labels), len(labels) * count
-    boxes = out.op("Reshape", [boxes, out.ints(rows, priors, 4)])
-    scores = out.op("Reshape", [scores, out.ints(rows, priors)])
+    total = len(labels) * count  # candidates of an image
+    boxes = out.op("Reshape", [boxes, out.ints(-1, priors, 4)])  # a row for each class of each image
+    scores = out.op("Reshape", [scores, out.ints(-1, priors)])
     best, order = out.name("best"), out.name("order")
     out.op("TopK", [scores, out.ints(count)], [best, order], axis=1)
     boxes = out.op("GatherElements", [boxes, out.op("Tile", [out.op("Unsqueeze", [order, out.ints(2)]), out.ints(1, 1, 4)])],
@@ -58,13 +58,11 @@ def detection_output(node: Node, out: Writer) -> None:
     chosen = out.op("NonMaxSuppression", [
         boxes, out.op("Unsqueeze", [best, out.ints(1)]), out.ints(count), out.constant([nms.nms_threshold]),
         out.constant([p.confidence_threshold if p.HasField("confidence_threshold") else LOWEST])])
-    kept = _marks(out, chosen, rows, count)  # bool, rows x count
-    best = out.op("Reshape", [best, out.ints(images, total)])
-    kept = out.op("Reshape", [kept, out.ints(images, total)])
+    kept = _marks(out, chosen, best)
+    best, kept = (out.op("Reshape", [value, out.ints(-1, total)]) for value in (best, kept))
     if 0 <= p.keep_top_k < total:
-        kept = _best(out, best, kept, p.keep_top_k, (images, total))
-    boxes = out.op("Reshape", [boxes, out.ints(images, total, 4)])
-    _rows(node, out, kept, best, boxes, (images, labels, count))
+        kept = _best(out, best, kept, p.keep_top_k)
+    _rows(node, out, kept, best, out.op("Reshape", [boxes, out.ints(-1, total, 4)]), (labels, count))
 
 
 def _decode(node: Node, out: Writer, code: str, priors: int) -> str:
@@ -95,28 +93,30 @@ def _halves(out: Writer, value: str) -> tuple[str, str]:
     return parts
 
 
-def _marks(out: Writer, chosen: str, rows: int, count: int) -> str:
-    """Which boxes NonMaxSuppression has chosen, as bool (rows, count), from its list of (row, class 0, box)."""
+def _zeros(out: Writer, like: str) -> str:
+    return out.op("ConstantOfShape", [out.op("Shape", [like])])
+
+
+def _marks(out: Writer, chosen: str, scores: str) -> str:
+    """Which boxes NonMaxSuppression has chosen, as bool shaped as `scores`, from its list of (row, class 0, box)."""
     places = out.op("Gather", [chosen, out.ints(0, 2)], axis=1)
     ones = out.op("Expand", [out.constant(1), out.op("Shape", [chosen], start=0, end=1)])
-    return out.op("Cast", [out.op("ScatterND", [out.constant(np.zeros((rows, count))), places, ones])], to=9)
+    return out.op("Cast", [out.op("ScatterND", [_zeros(out, scores), places, ones])], to=9)
 
 
-def _best(out: Writer, scores: str, kept: str, limit: int, shape: tuple[int, int]) -> str:
+def _best(out: Writer, scores: str, kept: str, limit: int) -> str:
     """Of what is kept, what is among the `limit` best of an image."""
-    if limit == 0:
-        return out.op("And", [kept, out.constant(np.zeros(shape), np.bool_)])
     # what is not kept counts as lowest; if such are among the best they are taken out again
     _, places = tops = out.name("scores"), out.name("places")
     out.op("TopK", [out.op("Where", [kept, scores, out.constant(-np.inf)]), out.ints(limit)], tops, axis=1)
-    ones = out.constant(np.ones((shape[0], limit)))
-    among = out.op("ScatterElements", [out.constant(np.zeros(shape)), places, ones], axis=1)
+    ones = out.op("Expand", [out.constant(1), out.op("Shape", [places])])
+    among = out.op("ScatterElements", [_zeros(out, scores), places, ones], axis=1)
     return out.op("And", [kept, out.op("Cast", [among], to=9)])
 
 
-def _rows(node: Node, out: Writer, kept: str, scores: str, boxes: str, sizes: tuple[int, list[int], int]) -> None:
+def _rows(node: Node, out: Writer, kept: str, scores: str, boxes: str, classes: tuple[list[int], int]) -> None:
     """The top: a row for each of what is kept, in order; without any, one of -1 for each image."""
-    images, labels, count = sizes
+    labels, count = classes
     places = out.op("Transpose", [out.op("NonZero", [kept])], perm=[1, 0])  # image, position
     image, position = out.name("image"), out.name("position")
     out.op("Split", [places, out.ints(1, 1)], [image, position], axis=1)
@@ -124,9 +124,11 @@ def _rows(node: Node, out: Writer, kept: str, scores: str, boxes: str, sizes: tu
     score = out.op("Unsqueeze", [out.op("GatherND", [scores, places]), out.ints(1)])
     box = out.op("GatherND", [boxes, places])
     found = out.op("Concat", [out.op("Cast", [image], to=1), label, score, box], axis=1)
-    none = out.op("Equal", [out.op("Shape", [places], start=0, end=1), out.ints(0)])
-    empty = np.full((images, 7), -1, np.float32)
-    empty[:, 0] = np.arange(images)
-    wanted = out.op("Squeeze", [out.op("NonZero", [out.op("Expand", [none, out.ints(images)])]), out.ints(0)])
-    rows = out.op("Concat", [found, out.op("Gather", [out.constant(empty), wanted], axis=0)], axis=0)
-    out.op("Unsqueeze", [rows, out.ints(0, 1)], node.outputs)
+    # as many of the rows for images without detections as there are images, or none
+    none = out.op("Cast", [out.op("Equal", [out.op("Shape", [places], start=0, end=1), out.ints(0)])], to=7)
+    images = out.op("Mul", [out.op("Shape", [kept], start=0, end=1), none])
+    numbers = out.op("Range", [out.constant(0, np.int64), out.op("Squeeze", [images, out.ints(0)]), out.constant(1, np.int64)])
+    numbers = out.op("Unsqueeze", [out.op("Cast", [numbers], to=1), out.ints(1)])
+    empty = out.op("Concat", [numbers, *[out.op("Sub", [out.op("Mul", [numbers, out.constant(0)]), out.constant(1)])] * 6],
+                   axis=1)
+    out.op("Unsqueeze", [out.op("Concat", [found, empty], axis=0), out.ints(0, 1)], node.outputs)

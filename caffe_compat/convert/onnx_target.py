@@ -12,14 +12,15 @@ import os
 from collections.abc import Mapping
 
 import numpy as np
-import onnx
 
 from ..errors import NetError
 from ..layers import Shape
+from ..proto import Document
 from . import onnx_common, onnx_neuron, onnx_norm, onnx_pooling, onnx_recurrent, onnx_ssd, onnx_vision  # noqa: F401
-from .from_onnx import run_onnx
+from .conversion import IMPORTERS
 from .graph import Graph
-from .onnx_writer import ONNX, Fixed, Writer
+from .onnx_run import run_onnx
+from .onnx_writer import ONNX, Fixed, Writer, require_onnx
 from .targets import TARGETS, Options, Target, Unsupported, emitter
 
 for _type in ("Accuracy", "ContrastiveLoss", "EuclideanLoss", "HingeLoss", "InfogainLoss", "MultinomialLogisticLoss",
@@ -32,7 +33,7 @@ def write(graph: Graph, path: str | os.PathLike[str], options: Options) -> None:
     """Writes the graph to the ONNX file at `path`; `UnsupportedLayer` for a layer that has no equivalent."""
     writer = translate(graph, options.half)
     try:
-        onnx.checker.check_model(writer.model(with_weights=False), full_check=True)
+        require_onnx().checker.check_model(writer.model(with_weights=False), full_check=True)
     except Exception as error:
         raise NetError(f"{os.fspath(path)}: the operators do not fit together, which they should: {error}") from error
     writer.save(path)
@@ -100,6 +101,15 @@ def _shapes(graph: Graph, inputs: Mapping[str, Shape]) -> dict[str, Shape] | Non
             return None
         shapes.update(zip(node.outputs, map(tuple, tops)))
     return shapes
+
+
+@IMPORTERS.add(".onnx")
+def read(path: str) -> Document:
+    """The NetParameter, with its blobs, that an ONNX file is in Caffe; see `from_onnx`."""
+    require_onnx()
+    from .from_onnx import read_onnx
+
+    return read_onnx(path)
 
 
 TARGETS.add("onnx")(Target("onnx", "an ONNX file, for inference", ONNX, write, run, inference=True))

@@ -11,10 +11,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 
-from ..errors import NetError
+from ..errors import CaffeError, NetError
 from ..layers import Shape
 from ..proto import replacing
 from ..registry import Registry
@@ -26,10 +24,21 @@ OPSET = 17
 IR_VERSION = 8
 #: protobuf's limit for one message.
 LARGEST_FILE = (1 << 31) - 1
+#: TensorProto.FLOAT.
+FLOAT = 1
 HALF_MAX = float(np.finfo(np.float16).max)
 
 #: (node, out): writes the operators for a node, its outputs under their own names.
 ONNX: Registry[Callable[[Node, Writer], None]] = Registry("ONNX emitter")
+
+
+def require_onnx() -> Any:
+    """The package onnx, which is asked for only where it is used."""
+    try:
+        import onnx
+    except ImportError:
+        raise CaffeError("ONNX files need the package onnx; install it with: pip install 'caffe-compat[convert]'") from None
+    return onnx
 
 
 class Fixed(Exception):
@@ -43,9 +52,10 @@ class Writer:
         self.graph = graph
         self.open_axes = open_axes
         self.half = half
-        self.nodes: list[onnx.NodeProto] = []
+        self.onnx = require_onnx()
+        self.nodes: list[Any] = []
         #: By name: the values, and the type they are written in.
-        self.tensors: dict[str, tuple[np.ndarray, int]] = {}
+        self.tensors: dict[str, tuple[np.ndarray, np.dtype]] = {}
         self._values = {value for node in graph.nodes for value in (*node.inputs, *node.outputs)} | set(graph.inputs)
         self._node_names: set[str] = set()
         self._node: Node | None = None
@@ -70,7 +80,7 @@ class Writer:
             number += 1
             unique = f"{name}_{number}"
         self._node_names.add(unique)
-        self.nodes.append(helper.make_node(operator, inputs, tops, unique, **attributes))
+        self.nodes.append(self.onnx.helper.make_node(operator, inputs, tops, unique, **attributes))
         return tops[0]
 
     def param(self, node: Node, index: int, shape: Shape | None = None) -> str:
@@ -93,7 +103,7 @@ class Writer:
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._small:
             self._small[key] = name = self._distinct("const")
-            self.tensors[name] = array, helper.np_dtype_to_tensor_dtype(array.dtype)
+            self.tensors[name] = array, array.dtype
         return self._small[key]
 
     def ints(self, *values: int) -> str:
@@ -140,43 +150,49 @@ class Writer:
     def _weight(self, name: str, array: np.ndarray) -> str:
         """The name to read a weight by; a float16 one is made float32 again by a Cast, which runtimes do when loading."""
         if not self.half:
-            self.tensors[name] = array, TensorProto.FLOAT
+            self.tensors[name] = array, np.dtype(np.float32)
             return name
         if array.size and not np.abs(array).max() <= HALF_MAX:
             raise NetError(f"{self._node.where}: a parameter is {np.abs(array).max():g}, and float16 ends at "
                            f"{HALF_MAX:g}; convert without it", self._node.name)
         if name not in self.tensors:
-            self.tensors[name] = array, TensorProto.FLOAT16
-            node = helper.make_node("Cast", [name], [self._distinct(f"{name}/float")], f"{name}/Cast", to=TensorProto.FLOAT)
-            self.nodes.append(node)
+            self.tensors[name] = array, np.dtype(np.float16)
+            self.nodes.append(self.onnx.helper.make_node("Cast", [name], [self._distinct(f"{name}/float")], f"{name}/Cast",
+                                                         to=FLOAT))
         return f"{name}/float"
 
     # -- the file ---------------------------------------------------------------------------------------------------
 
-    def model(self, with_weights: bool) -> onnx.ModelProto:
-        """The model; without weights, those are inputs, so that it is small and as good to check."""
+    def model(self, with_weights: bool) -> Any:
+        """The ModelProto; without weights, those are inputs, so that it is small and as good to check."""
+        helper = self.onnx.helper
         inputs = [self._info(value, shape) for value, shape in self.graph.inputs.items()]
-        if not with_weights:
-            inputs += [helper.make_tensor_value_info(name, kind, array.shape) for name, (array, kind) in
-                       self.tensors.items() if kind != TensorProto.INT64]
         outputs = [self._info(value, self.graph.shape(value)) for value in self.graph.outputs]
         graph = helper.make_graph(self.nodes, self.graph.name or "net", inputs, outputs)
-        for name, (array, kind) in self.tensors.items():
-            if with_weights or kind == TensorProto.INT64:
-                graph.initializer.append(_tensor(name, array, kind, whole=True))
-        return self._around(graph)
-
-    def _around(self, graph: onnx.GraphProto) -> onnx.ModelProto:
+        for name, (array, dtype) in self.tensors.items():
+            if with_weights or dtype.kind != "f" or array.size < 2:
+                graph.initializer.append(self._tensor(name, array, dtype, whole=True))
+            else:
+                kind = helper.np_dtype_to_tensor_dtype(dtype)
+                graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
         return helper.make_model(graph, producer_name="caffe-compat", ir_version=IR_VERSION,
                                  opset_imports=[helper.make_opsetid("", OPSET)])
 
-    def _info(self, value: str, shape: Shape) -> onnx.ValueInfoProto:
+    def _info(self, value: str, shape: Shape) -> Any:
         node = self.graph.producer(value)
         if node is not None and node.layer.dynamic:
-            return helper.make_tensor_value_info(value, TensorProto.FLOAT, [f"{value}/{k}" for k in range(len(shape))])
-        sizes = self.open_axes.get(value, {})
-        dims = [sizes.get(axis, size) for axis, size in enumerate(shape)]
-        return helper.make_tensor_value_info(value, TensorProto.FLOAT, dims)
+            dims = [f"{value}/{axis}" for axis in range(len(shape))]
+        else:
+            sizes = self.open_axes.get(value, {})
+            dims = [sizes.get(axis, size) for axis, size in enumerate(shape)]
+        return self.onnx.helper.make_tensor_value_info(value, FLOAT, dims)
+
+    def _tensor(self, name: str, array: np.ndarray, dtype: np.dtype, whole: bool) -> Any:
+        kind = self.onnx.helper.np_dtype_to_tensor_dtype(dtype)
+        tensor = self.onnx.TensorProto(name=name, data_type=kind, dims=array.shape)
+        if whole:
+            tensor.raw_data = b"".join(bytes(piece) for piece in _pieces(array, dtype))
+        return tensor
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the file, the weights straight from the net's memory; whole or not at all."""
@@ -185,18 +201,19 @@ class Writer:
         del model.graph.initializer[:]
         graph = model.graph.SerializeToString()
         model.ClearField("graph")
-        tensors = [(_tensor(name, array, kind, whole=False).SerializeToString(), array, kind)
-                   for name, (array, kind) in self.tensors.items()]
-        sizes = [len(head) + len(_key(RAW_DATA, _bytes(array, kind))) + _bytes(array, kind) for head, array, kind in tensors]
+        tensors = [(self._tensor(name, array, dtype, whole=False).SerializeToString(), array, dtype)
+                   for name, (array, dtype) in self.tensors.items()]
+        counts = [array.size * dtype.itemsize for _, array, dtype in tensors]
+        sizes = [len(head) + len(_key(RAW_DATA, count)) + count for (head, _, _), count in zip(tensors, counts)]
         total = len(graph) + sum(size + len(_key(INITIALIZER, size)) for size in sizes)
         if total > LARGEST_FILE:
             raise NetError(f"the model has {total:,} bytes, and an ONNX file can have {LARGEST_FILE:,}; convert it with "
                            "float16 weights")
         with replacing(path) as temporary, open(temporary, "wb") as file:
             file.write(model.SerializeToString() + _key(GRAPH, total) + graph)
-            for size, (head, array, kind) in zip(sizes, tensors):
-                file.write(_key(INITIALIZER, size) + head + _key(RAW_DATA, _bytes(array, kind)))
-                for piece in _pieces(array, kind):
+            for size, count, (head, array, dtype) in zip(sizes, counts, tensors):
+                file.write(_key(INITIALIZER, size) + head + _key(RAW_DATA, count))
+                for piece in _pieces(array, dtype):
                     file.write(piece)
 
 
@@ -213,24 +230,13 @@ def _key(number: int, length: int) -> bytes:
     return bytes(result + bytes([length]))
 
 
-def _bytes(array: np.ndarray, kind: int) -> int:
-    return prod(array.shape) * helper.tensor_dtype_to_np_dtype(kind).itemsize
-
-
-def _tensor(name: str, array: np.ndarray, kind: int, whole: bool) -> onnx.TensorProto:
-    tensor = TensorProto(name=name, data_type=kind, dims=array.shape)
-    if whole:
-        tensor.raw_data = b"".join(bytes(piece) for piece in _pieces(array, kind))
-    return tensor
-
-
-def _pieces(array: np.ndarray, kind: int, limit: int = 1 << 24) -> Iterator[memoryview]:
+def _pieces(array: np.ndarray, dtype: np.dtype, limit: int = 1 << 24) -> Iterator[memoryview]:
     """The values in little-endian order, a part at a time where they must be copied."""
-    dtype = helper.tensor_dtype_to_np_dtype(kind).newbyteorder("<")
-    if array.dtype == dtype and array.flags.c_contiguous:
+    stored = dtype.newbyteorder("<")
+    if array.dtype == stored and array.flags.c_contiguous:
         yield memoryview(array.reshape(-1)).cast("B") if array.size else memoryview(b"")
         return
     rows = array if array.ndim else array[None]
     step = max(1, limit // max(1, prod(rows.shape[1:])))
     for start in range(0, len(rows), step):
-        yield memoryview(np.ascontiguousarray(rows[start:start + step], dtype).reshape(-1)).cast("B")
+        yield memoryview(np.ascontiguousarray(rows[start:start + step], stored).reshape(-1)).cast("B")
