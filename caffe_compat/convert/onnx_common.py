@@ -22,7 +22,7 @@ def inner_product(node: Node, out: Writer) -> None:
     if axis == 1:
         out.op("Gemm", inputs, node.outputs, **settings)
         return
-    out.reshape(out.op("Gemm", inputs, **settings), node.inputs[0], node.out_shapes[0], node.outputs[0], node.outputs[0])
+    out.reshape(out.op("Gemm", inputs, **settings), node.out_shapes[0], node.outputs[0])
 
 
 @ONNX.add("Embed")
@@ -75,7 +75,7 @@ def reshape(node: Node, out: Writer) -> None:
     if len(result) == 2 and len(shape) > 1 and node.type == "Flatten" and shape[0] == result[0]:
         out.op("Flatten", node.inputs, node.outputs)
     else:
-        out.reshape(node.inputs[0], node.inputs[0], result, node.outputs[0], node.outputs[0])
+        out.reshape(node.inputs[0], result, node.outputs[0], like=node.inputs[0])
 
 
 @ONNX.add("Softmax")

@@ -16,6 +16,7 @@ def plain(operator: str) -> Callable[[Node, Writer], None]:
     def emit(node: Node, out: Writer) -> None:
         out.op(operator, node.inputs, node.outputs)
 
+    emit.__doc__ = f"{operator}."
     return emit
 
 

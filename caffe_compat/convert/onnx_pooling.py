@@ -11,6 +11,7 @@ from math import prod
 import numpy as np
 import torch
 
+from ..errors import NetError
 from ..layers.pooling import LOWEST, Pool
 from .graph import Node
 from .onnx_writer import ONNX, Fixed, Writer
@@ -69,27 +70,21 @@ def _pool(out: Writer, method: str, x: str, pool: Pool, output: str) -> None:
 
 
 def _max(out: Writer, x: str, pool: Pool, outputs: str | list[str]) -> None:
-    settings = _settings(pool)
-    if _has_empty_windows(pool):
-        x = _padded(out, x, pool, LOWEST)
-        settings["pads"] = [0] * len(settings["pads"])
-        if not isinstance(outputs, str):
-            raise Fixed("the mask of an empty window")
-    out.op("MaxPool", [x], outputs, **settings)
+    padded, settings = _windows(out, x, pool, LOWEST)
+    if padded != x and not isinstance(outputs, str):
+        raise NetError("the mask of a window behind the image cannot be expressed in ONNX; take the second top away")
+    out.op("MaxPool", [padded], outputs, **settings)
 
 
 def _average(out: Writer, x: str, pool: Pool, output: str) -> None:
     """AveragePool by the divisors that are Caffe's, if there are such, else multiplied for them."""
     divisors = pool.divisors(torch.ones(())).numpy()
-    settings = _settings(pool)
-    for count_padding in (0, 1):
-        if np.array_equal(_onnx_divisors(pool, settings["pads"], bool(count_padding)), divisors):
-            out.op("AveragePool", [x], output, **settings, count_include_pad=count_padding)
+    padded, settings = _windows(out, x, pool, 0.0)
+    for count_padding in (False, True):
+        if padded == x and np.array_equal(_onnx_divisors(pool, settings["pads"], count_padding), divisors):
+            out.op("AveragePool", [x], output, **settings, count_include_pad=int(count_padding))
             return
-    if _has_empty_windows(pool):
-        x = _padded(out, x, pool, 0.0)
-        settings["pads"] = [0] * len(settings["pads"])
-    mean = out.op("AveragePool", [x], **settings, count_include_pad=1)
+    mean = out.op("AveragePool", [padded], **settings, count_include_pad=1)
     with np.errstate(divide="ignore"):
         factors = np.float32(prod(pool.window.kernel)) / divisors
     out.op("Mul", [mean, out.constant(factors)], output)
@@ -97,18 +92,26 @@ def _average(out: Writer, x: str, pool: Pool, output: str) -> None:
 
 def _stochastic(out: Writer, x: str, pool: Pool, output: str) -> None:
     """The mean of the values weighted by themselves, 0 where there are none."""
-    settings = {**_settings(pool), "count_include_pad": 1}
-    squares, values = (out.op("AveragePool", [term], **settings) for term in (out.op("Mul", [x, x]), x))
+    x, settings = _windows(out, x, pool, 0.0)
+    squares, values = (out.op("AveragePool", [term], **settings, count_include_pad=1)
+                       for term in (out.op("Mul", [x, x]), x))
     some = out.op("Greater", [values, out.constant(0)])
     quotient = out.op("Div", [squares, out.op("Where", [some, values, out.constant(1)])])
     out.op("Where", [some, quotient, out.constant(0)], output)
 
 
-def _settings(pool: Pool) -> dict[str, list[int]]:
-    """kernel_shape, strides, and the pads with which the windows that fit, rounded down, are Caffe's."""
-    before, after = zip(*pool.margins) if pool.margins else ((), ())
-    return {"kernel_shape": list(pool.window.kernel), "strides": list(pool.window.stride),
-            "pads": [*before, *(max(size, 0) for size in after)]}
+def _windows(out: Writer, x: str, pool: Pool, filling: float) -> tuple[str, dict[str, list[int]]]:
+    """kernel_shape, strides, and pads with which the windows that fit, rounded down, are Caffe's, and what to lay them on.
+
+    That is `x`, but where a window lies behind it (stride > kernel), which ONNX wants no padding for: there it is `x`
+    with `filling` around it.
+    """
+    settings = {"kernel_shape": list(pool.window.kernel), "strides": list(pool.window.stride)}
+    before, after = zip(*((before, max(after, 0)) for before, after in pool.margins))
+    if all(size < kernel for size, kernel in zip(after, pool.window.kernel)):
+        return x, {**settings, "pads": [*before, *after]}
+    x = out.op("Pad", [x, out.ints(0, 0, *before, 0, 0, *after), out.constant(filling)])
+    return x, {**settings, "pads": [0] * 2 * len(before)}
 
 
 def _onnx_divisors(pool: Pool, pads: list[int], count_padding: bool) -> np.ndarray:
@@ -119,16 +122,6 @@ def _onnx_divisors(pool: Pool, pads: list[int], count_padding: bool) -> np.ndarr
         low, high = (-pads[i], n + pads[axes + i]) if count_padding else (0, n)
         result = np.multiply.outer(result, np.minimum(starts + k, high) - np.maximum(starts, low))
     return result
-
-
-def _has_empty_windows(pool: Pool) -> bool:
-    return any(after >= k for (_, after), k in zip(pool.margins, pool.window.kernel))
-
-
-def _padded(out: Writer, x: str, pool: Pool, value: float) -> str:
-    before, after = zip(*pool.margins)
-    pads = out.ints(0, 0, *before, 0, 0, *(max(size, 0) for size in after))
-    return out.op("Pad", [x, pads, out.constant(value)])
 
 
 @ONNX.add("SPP")

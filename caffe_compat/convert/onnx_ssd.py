@@ -55,8 +55,11 @@ def detection_output(node: Node, out: Writer) -> None:
     out.op("TopK", [scores, out.ints(count)], [best, order], axis=1)
     boxes = out.op("GatherElements", [boxes, out.op("Tile", [out.op("Unsqueeze", [order, out.ints(2)]), out.ints(1, 1, 4)])],
                    axis=1)
+    low, high = _halves(out, boxes, 2)
+    # to Caffe a box whose corners are swapped is empty, NonMaxSuppression would swap them back
+    solid = out.op("Concat", [low, out.op("Max", [low, high])], axis=2)
     chosen = out.op("NonMaxSuppression", [
-        boxes, out.op("Unsqueeze", [best, out.ints(1)]), out.ints(count), out.constant([nms.nms_threshold]),
+        solid, out.op("Unsqueeze", [best, out.ints(1)]), out.ints(count), out.constant([nms.nms_threshold]),
         out.constant([p.confidence_threshold if p.HasField("confidence_threshold") else LOWEST])])
     kept = _marks(out, chosen, best)
     best, kept = (out.op("Reshape", [value, out.ints(-1, total)]) for value in (best, kept))
@@ -86,10 +89,10 @@ def _decode(node: Node, out: Writer, code: str, priors: int) -> str:
     return out.op("Concat", [out.op("Sub", [centre, half]), out.op("Add", [centre, half])], axis=3)
 
 
-def _halves(out: Writer, value: str) -> tuple[str, str]:
+def _halves(out: Writer, value: str, axis: int = 3) -> tuple[str, str]:
     """The first two and the last two of four corners or sizes."""
     parts = out.name("low"), out.name("high")
-    out.op("Split", [value, out.ints(2, 2)], parts, axis=3)
+    out.op("Split", [value, out.ints(2, 2)], parts, axis=axis)
     return parts
 
 

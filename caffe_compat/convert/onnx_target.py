@@ -40,8 +40,11 @@ def write(graph: Graph, path: str | os.PathLike[str], options: Options) -> None:
 
 
 def run(path: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The outputs of the file at `path` by onnxruntime (or by onnx's reference, without it)."""
-    return run_onnx(path, inputs)
+    """The outputs of the file at `path` by onnxruntime (or by onnx's reference, without it).
+
+    An input that a layer in place overwrites is not called as its blob, whose last version has that name.
+    """
+    return run_onnx(path, {**inputs, **{f"{name}.v0": values for name, values in inputs.items()}})
 
 
 def translate(graph: Graph, half: bool = False) -> Writer:

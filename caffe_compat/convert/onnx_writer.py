@@ -119,9 +119,10 @@ class Writer:
         if self.is_open(value, *axes):
             raise Fixed(f"{self._node.where}: {value}")
 
-    def reshape(self, value: str, source: str, result: Shape, target: str, outputs: str | None = None) -> str:
-        """`value`, shaped as the graph's value `source`, in the shape of `target`, which now is `result`."""
-        before, after = self.open_axes.get(source, {}), self.open_axes.get(target, {})
+    def reshape(self, value: str, result: Shape, target: str, like: str | None = None) -> str:
+        """The graph's value `target`, of the shape `result`, from the values of `value`, which is shaped as the graph's
+        value `like` if that is given."""
+        before, after = self.open_axes.get(like, {}), self.open_axes.get(target, {})
         dims = list(result)
         inferred = None
         for axis, size in after.items():
@@ -131,7 +132,7 @@ class Writer:
                 inferred, dims[axis] = axis, -1
             else:
                 raise Fixed(f"{self._node.where}: {target}")
-        return self.op("Reshape", [value, self.ints(*dims)], outputs)
+        return self.op("Reshape", [value, self.ints(*dims)], target)
 
     def name(self, suffix: str) -> str:
         """A new name for a value inside of the layer."""
