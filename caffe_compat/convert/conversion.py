@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import proto
 from ..errors import CaffeError, NetError, WeightError, did_you_mean
+from ..memory import release_freed_memory
 from ..net import Net
 from ..proto import Document
 from ..registry import Registry
@@ -121,6 +122,7 @@ def convert(
             given = random_inputs(graph)
             expected = _blobs(net, graph, given, options)
             del net, graph  # or both models' weights would be in memory
+            release_freed_memory()
             report.differences = compare(expected, kind.run(path, given))
             _judge(report.differences, max(tolerance, 5e-3) if options.half else tolerance, os.fspath(out))
     return report

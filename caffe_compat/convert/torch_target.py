@@ -53,7 +53,10 @@ def write_weights(model: Model, path: Path, half: bool = False) -> None:
                     "tied": json.dumps(model.ties),
                     "prototxt": proto.dump_text(model.graph.to_document(weights=False).message)}
         with proto.replacing(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             _safetensors().save_file(state, temporary, metadata)
+            temporary.chmod(mode)  # which the library narrows to the owner
         return
     state.update({key: state[known] for key, known in model.ties.items()})
     with proto.replacing(path) as temporary:
@@ -126,11 +129,11 @@ def read_source(folder: Path) -> str:
 
 
 def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The state dict of an export, memory-mapped, and the keys that are left out of it with those they are tied to."""
+    """The state dict of an export, and the keys that are left out of it with those they are tied to."""
     path = folder / f"{WEIGHTS}.pth"
     if path.exists():
         try:
-            return torch.load(path, weights_only=True, mmap=True, map_location="cpu"), {}
+            return torch.load(path, weights_only=True, map_location="cpu"), {}
         except (RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
             raise WeightError(f"{path}: not a state dict: {error}") from None
     path = folder / f"{WEIGHTS}.safetensors"
