@@ -25,7 +25,7 @@ from .layers.neuron import ReLU
 from .layers.norm import BatchNorm, Scale
 from .net_builder import Learnable, NetBuilder, Step
 from .proto import Document
-from .weights import LoadReport, copy_weights
+from .weights import CAFFE, LoadOptions, LoadReport, copy_weights
 
 log = logging.getLogger(__name__)
 
@@ -117,6 +117,10 @@ class Net:
         """For each layer, which of its bottoms get a gradient."""
         return {step.layer.name: [step.need_backward and k not in step.cut for k in range(len(step.bottoms))]
                 for step in self._steps}
+
+    def made(self) -> list[tuple[Layer, tuple[Tensor, ...]]]:
+        """What each layer made in the last pass, in order: also what layers in place have put other values for since."""
+        return [(step.layer, step.tensors) for step in self._steps if step.tensors is not None]
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -310,9 +314,9 @@ class Net:
 
     # -- weights ----------------------------------------------------------------------------------------------------
 
-    def copy_from(self, source: str | os.PathLike[str] | Document) -> LoadReport:
+    def copy_from(self, source: str | os.PathLike[str] | Document, options: LoadOptions = CAFFE) -> LoadReport:
         """Copies weights into the layers of the same names (Caffe's CopyTrainedLayersFrom); see `weights.copy_weights`."""
-        return copy_weights(self, source)
+        return copy_weights(self, source, options)
 
     def share_with(self, other: Net) -> None:
         """Makes this net use the parameter blobs of `other`'s layers of the same names (Caffe's ShareTrainedLayersWith)."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import trust
 from .blob import Blob, ReshapedBlob
 from .errors import NetError
 from .graph import TRAIN, PlacedLayer
@@ -105,6 +106,7 @@ class NetBuilder:
             raise NetError(f"{where}: found {len(spec.propagate_down)} propagate_down for {len(spec.bottom)} bottoms; "
                            "give one for each bottom, or none", spec.name)
         cls = LAYERS.get(spec.type, where)
+        trust.check_layer(spec, where)
         log.info("Creating Layer %s", spec.name)
         context = replace(self.context, training=spec.phase == TRAIN) if spec.HasField("phase") else self.context
         top_names = list(spec.top) or ([AUTOMATIC] if cls.is_loss else [])
