@@ -40,6 +40,8 @@ class CaffeModel(Runner):
         self._options = options
         self._weights = weights
         self._net = net
+        self._force_backward = False
+        self._outputs: list[str] = []
         self._origins: dict[str, str] = {}
 
     @classmethod
@@ -66,8 +68,9 @@ class CaffeModel(Runner):
         """Whether anything says what the parameters are."""
         return self._weights is not None or self._net is not None
 
-    def use(self, params: Mapping[str, list[np.ndarray]], phase: str) -> None:
+    def use(self, params: Mapping[str, list[np.ndarray]], phase: str, force_backward: bool = False) -> None:
         """Takes the parameters by layer name, and the phase, of a recording, where the user gave none."""
+        self._force_backward = force_backward
         if not self.has_weights:
             self._weights = dict(params)
         if self._options.phase is None:
@@ -78,11 +81,13 @@ class CaffeModel(Runner):
         return {name: net.blobs[name].shape for name in net.inputs}
 
     def outputs(self) -> list[str]:
-        return list(self._net.outputs) if self._net is not None else []
+        return self._outputs
 
     def run(self, inputs: Mapping[str, np.ndarray], wanted: Collection[str] | None = None) -> Arrays:
         net = self._build(inputs)
         for name, values in inputs.items():
+            if name.startswith("output_diff/"):
+                continue
             blob = net.blobs.get(name)
             if blob is None:
                 raise NetError(f'{self.name}: has no blob "{name}"{did_you_mean(name, net.blobs)} to give values to; its '
@@ -93,6 +98,7 @@ class CaffeModel(Runner):
         backward = any(key.startswith(("blob_diff/", "param_diff/")) for key in wanted or ())
         with torch.set_grad_enabled(backward):
             net.run()
+        self._outputs = list(net.outputs)
         versions = _versions(net)
         self._origins = {name: where for name, where, _ in versions}
         self._origins.update((f"layer {layer.name}", layer.where) for layer in net.layers)
@@ -101,9 +107,9 @@ class CaffeModel(Runner):
         arrays.update((f"param/{name}/{j}", _copy(blob)) for name, blobs in net.params.items()
                       for j, blob in enumerate(blobs) if wanted and f"param/{name}/{j}" in wanted)
         if backward:
-            for key in wanted or ():
+            for key, values in inputs.items():
                 if key.startswith("output_diff/"):
-                    net.blobs[key.removeprefix("output_diff/")].write(inputs[key], diff=True)
+                    net.blobs[key.removeprefix("output_diff/")].write(values, diff=True)
             net.clear_param_diffs()
             net.propagate()
             arrays.update(_diffs(net))
@@ -118,10 +124,12 @@ class CaffeModel(Runner):
 
     def _build(self, inputs: Mapping[str, np.ndarray]) -> Net:
         """The net with its weights, and Input layers in the place of data layers whose tops are among the inputs."""
-        net, given = self._net, {name: values.shape for name, values in inputs.items()}
+        net = self._net
+        given = {name: values.shape for name, values in inputs.items() if not name.startswith("output_diff/")}
         if net is not None and (not given or set(given) <= set(net.inputs)):
             return net
         document = with_inputs(self._document, given)
+        document.message.force_backward |= self._force_backward
         options = self._options
         with confined_to(document.path, options.allow_paths):
             net = Net(document, options.phase or "TEST", level=options.level, stages=options.stages,

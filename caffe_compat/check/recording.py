@@ -39,13 +39,14 @@ class Recording(Runner):
         return cls(spec, *read_recording(spec))
 
     def inputs(self) -> dict[str, OpenShape]:
-        return {name: values.shape for name, values in self.given().items()}
+        return {name: values.shape for name, values in self.given().items() if not name.startswith("output_diff/")}
 
     def given(self) -> Arrays:
-        """The inputs by blob name; of a solver, the initial parameters and each iteration's data, by key."""
+        """The inputs by blob name and the diffs of outputs; of a solver its first parameters and all its data, by key."""
         if self.about["kind"] == "solver":
             return {key: values for key, values in self.arrays.items() if "/input/" in key or key.startswith("iter/0/")}
-        return {key[6:]: values for key, values in self.arrays.items() if key.startswith("input/")}
+        return {key.removeprefix("input/"): values for key, values in self.arrays.items()
+                if key.startswith(("input/", "output_diff/"))}
 
     def outputs(self) -> list[str]:
         return []
@@ -59,12 +60,12 @@ class Recording(Runner):
                 and (wanted is None or key in wanted)}
 
     def _is_given(self, key: str) -> bool:
-        return key.startswith(("input/", "param/", "iter/0/")) or "/input/" in key
+        return key.startswith(("input/", "param/", "output_diff/", "iter/0/")) or "/input/" in key
 
     def prepare(self, other: Runner) -> None:
         """Gives the model that it is compared with what that lacks: the parameters, the phase."""
         if isinstance(other, CaffeModel):
-            other.use(parameters(self.arrays), self.about["phase"])
+            other.use(parameters(self.arrays), self.about["phase"], bool(self.about.get("force_backward")))
 
     def own_model(self, options: Options) -> Runner:
         """Our net or solver made of the definition that the recording holds."""
