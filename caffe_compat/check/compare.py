@@ -35,7 +35,7 @@ def compare(
     Models named by path are opened one after the other, so that only one is in memory. Raises `CaffeError` for models
     that cannot be opened or run, and where they have nothing to compare.
     """
-    options = options or Options()
+    options, names = options or Options(), dict(rename or {})
     first, second = _partners(a, b, options)
     given = next((arrays for side in (first, second) if (arrays := side.given()) is not None), None)
     if isinstance(inputs, Mapping):
@@ -43,9 +43,9 @@ def compare(
     elif inputs is None and given is not None:
         arrays = given
     else:
-        arrays = make_inputs(inputs or "random", [first.inputs(), second.inputs()], seed)
-    found = _run(first, second, arrays, dict(rename or {}))
-    return _measure(first, second, found, tolerance, dict(rename or {}))
+        arrays = make_inputs(inputs or "random", [first.inputs(), _renamed(second.inputs(), _inverse(names))], seed)
+    found = _run(first, second, arrays, names)
+    return _measure(first, second, found, tolerance, names)
 
 
 def as_runner(model: Model, options: Options) -> Runner:
@@ -76,7 +76,7 @@ def _partners(a: Model, b: Model | None, options: Options) -> tuple[Runner, Runn
 
 def _run(first: Runner, second: Runner, inputs: Arrays, rename: dict[str, str]) -> tuple[Arrays, Arrays]:
     """What both make of the inputs; a recording goes first, as it knows what is wanted of the other."""
-    backwards = {new: old for old, new in rename.items()}
+    backwards = _inverse(rename)
     if isinstance(second, recording.Recording) and not isinstance(first, recording.Recording):
         theirs = second.run(_renamed(inputs, rename))
         ours = first.run(inputs, set(_renamed_keys(theirs, backwards)))
@@ -89,7 +89,11 @@ def _run(first: Runner, second: Runner, inputs: Arrays, rename: dict[str, str]) 
     return ours, _renamed_keys(theirs, backwards)
 
 
-def _renamed(arrays: Arrays, names: dict[str, str]) -> Arrays:
+def _inverse(names: dict[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
+
+
+def _renamed(arrays: Mapping[str, Any], names: dict[str, str]) -> dict[str, Any]:
     return {names.get(name, name): values for name, values in arrays.items()}
 
 
@@ -112,7 +116,7 @@ def _measure(first: Runner, second: Runner, found: tuple[Arrays, Arrays], tolera
     if not report.differences:
         raise CaffeError(f"{first.name} and {second.name} have no value of the same name; the first has "
                          f"{_some(ours)}, the second {_some(theirs)}. Give the names that differ with --map")
-    backwards = {new: old for old, new in rename.items()}
+    backwards = _inverse(rename)
     outputs = set(first.outputs()) | {backwards.get(name, name) for name in second.outputs()}
     report.unmatched = [key[5:] for key in (*report.only_a, *report.only_b) if key[:5] == "blob/" and key[5:] in outputs]
     report.differences = hint(report.differences, ours, theirs, tolerance)
