@@ -155,13 +155,18 @@ class Net:
             self._finish(step, position, tuple(blob.tensor for blob in step.tops))
             return
         bottoms = [blob.tensor for blob in step.bottoms]
-        if step.need_backward:
-            for k in step.cut:
-                bottoms[k] = bottoms[k].detach()
-            result = step.layer.forward(*bottoms)
-        else:
-            with torch.no_grad():
+        try:
+            if step.need_backward:
+                for k in step.cut:
+                    bottoms[k] = bottoms[k].detach()
                 result = step.layer.forward(*bottoms)
+            else:
+                with torch.no_grad():
+                    result = step.layer.forward(*bottoms)
+        except RuntimeError as error:  # torch's: out of memory, say
+            if step.layer.type == "Python":
+                raise
+            raise step.layer.error(f"cannot run: {error}") from error
         self._finish(step, position, result if isinstance(result, tuple) else (result,))
 
     def _finish(self, step: Step, position: int, tensors: tuple[Tensor, ...]) -> None:
