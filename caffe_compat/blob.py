@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import memory
 from .errors import NetError
 from .mirror import Mirror
 
@@ -114,6 +115,8 @@ class Blob:
         """Gives the blob a new shape; values are kept while the count is, else they are zero until written."""
         if not all(isinstance(dim, Integral) and dim >= 0 for dim in shape):
             raise NetError(f"a blob cannot have the shape {shape}; give one whole number, 0 or more, for each axis")
+        if wrong := memory.impossible(shape) or memory.too_much(4 * prod(shape)):
+            raise NetError(wrong)
         tensor = self.tensor
         if isinstance(tensor, Released):
             self._data.tensor = Released(torch.Size(shape))

@@ -23,7 +23,7 @@ from .graph import TEST, TRAIN, filter_layers, insert_splits, place_layers
 from .layers import Context, Layer
 from .net_builder import Learnable, NetBuilder, Step
 from .proto import Document
-from .weights import LoadReport, copy_weights
+from .weights import CAFFE, LoadOptions, LoadReport, copy_weights
 
 log = logging.getLogger(__name__)
 
@@ -125,6 +125,10 @@ class Net:
         return {step.layer.name: [step.need_backward and k not in step.cut for k in range(len(step.bottoms))]
                 for step in self._steps}
 
+    def made(self) -> list[tuple[Layer, tuple[Tensor, ...]]]:
+        """What each layer made in the last pass, in order: also what layers in place have put other values for since."""
+        return [(step.layer, step.tensors) for step in self._steps if step.tensors is not None]
+
     # -- running ----------------------------------------------------------------------------------------------------
 
     def forward(self, start: str | None = None, end: str | None = None) -> dict[str, Tensor]:
@@ -170,15 +174,20 @@ class Net:
             self._finish(step, position, tuple(blob.tensor for blob in step.tops))
             return
         bottoms = [blob.tensor for blob in step.bottoms]
-        if step.need_backward:
-            for k in step.cut:
-                bottoms[k] = bottoms[k].detach()
-            result = step.layer.forward(*bottoms)
-        elif torch.is_grad_enabled():
-            with torch.no_grad():
+        try:
+            if step.need_backward:
+                for k in step.cut:
+                    bottoms[k] = bottoms[k].detach()
                 result = step.layer.forward(*bottoms)
-        else:
-            result = step.layer.forward(*bottoms)
+            elif torch.is_grad_enabled():
+                with torch.no_grad():
+                    result = step.layer.forward(*bottoms)
+            else:
+                result = step.layer.forward(*bottoms)
+        except RuntimeError as error:  # torch's: out of memory, say
+            if step.layer.type == "Python":
+                raise
+            raise step.layer.error(f"cannot run: {error}") from error
         self._finish(step, position, result if isinstance(result, tuple) else (result,))
 
     def _finish(self, step: Step, position: int, tensors: tuple[Tensor, ...]) -> None:
@@ -343,9 +352,9 @@ class Net:
 
     # -- weights ----------------------------------------------------------------------------------------------------
 
-    def copy_from(self, source: str | os.PathLike[str] | Document) -> LoadReport:
+    def copy_from(self, source: str | os.PathLike[str] | Document, options: LoadOptions = CAFFE) -> LoadReport:
         """Copies weights into the layers of the same names (Caffe's CopyTrainedLayersFrom); see `weights.copy_weights`."""
-        return copy_weights(self, source)
+        return copy_weights(self, source, options)
 
     def share_with(self, other: Net) -> None:
         """Makes this net use the parameter blobs of `other`'s layers of the same names (Caffe's ShareTrainedLayersWith)."""

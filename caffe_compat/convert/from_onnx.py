@@ -86,7 +86,7 @@ def compare_with_onnx(model: str, weights: str, onnx_path: str | os.PathLike[str
                       seed: int = 0) -> dict[str, float]:
     """For every output, the largest difference between a Caffe net and an ONNX model on random inputs, relative to the
     largest value; `CaffeError` where one is above `tolerance`."""
-    net = Net(model, keep_diffs=False)
+    net = Net(model, keep_blobs=False)
     net.copy_from(weights)
     rng = np.random.RandomState(seed)
     for name in net.inputs:

@@ -101,6 +101,8 @@ class BatchNorm(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         if len(shapes[0]) < 2:
             raise self.error(f"BatchNorm takes a bottom of at least two axes, N x C, found {format_shape(shapes[0])}")
+        if not self.param.eps >= 0:
+            raise self.error(f"eps is {self.param.eps:g}; expected 0 or more")
         self.channels = shapes[0][1]
         self.by_batch = self.training
         if self.param.HasField("use_global_stats"):
@@ -131,7 +133,8 @@ class BatchNorm(Layer):
             mean = x.detach().flatten()
             y = F.batch_norm(x - x, torch.zeros_like(mean), variance, scale, shift, False, 0.0, self.param.eps)
         else:  # with a momentum of 1, torch's running statistics are just those of this batch
-            y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, self.param.eps)
+            eps = max(self.param.eps, torch.finfo(torch.float32).tiny)  # torch takes no 0 here
+            y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, eps)
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
             mean_sum.mul_(fraction).add_(mean)

@@ -19,7 +19,7 @@ from ..layers.python import Python, PythonLayer
 from ..mirror import refresh_arrays
 from ..net_builder import Step
 from ..proto import Document
-from ..weights import LoadReport
+from ..weights import CAFFE, LoadOptions, LoadReport
 from . import mode
 from .batches import Batches
 from .devices import move_net
@@ -277,8 +277,8 @@ class Net(Batches, core.Net):
 
     # -- weights ----------------------------------------------------------------------------------------------------
 
-    def copy_from(self, source: Path | Document) -> LoadReport:
-        report = super().copy_from(source)
+    def copy_from(self, source: Path | Document, options: LoadOptions = CAFFE) -> LoadReport:
+        report = super().copy_from(source, options)
         refresh_arrays()
         return report
 

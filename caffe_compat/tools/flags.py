@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..errors import SolverError
+from ..errors import CaffeError, SolverError
 from ..layers.python import allow_python_layers
 from ..net import Net
+from ..weights import LoadOptions
 
 
 def flag(parser: argparse.ArgumentParser, name: str, **options: Any) -> None:
@@ -32,6 +36,42 @@ def add_python_flag(parser: argparse.ArgumentParser) -> None:
     """--allow_python_layers, for commands that build nets."""
     flag(parser, "allow_python_layers", action=AllowPython,
          help="import the modules that Python layers in the network file name, and run them")
+
+
+def add_weight_flags(parser: argparse.ArgumentParser) -> None:
+    """--map, --skip and --reshape: how files of weights that do not fit a net are loaded all the same."""
+    parser.add_argument("--map", action="append", default=[], metavar="OLD=NEW",
+                        help="the net's name NEW for the layer OLD of the weights; or a file of such lines; repeatable")
+    parser.add_argument("--skip", action="append", default=[], metavar="LAYER",
+                        help="leave layers of the net without weights (names with * and ?); repeatable")
+    parser.add_argument("--reshape", action="append", default=[], metavar="LAYER",
+                        help="take a layer's weights in whatever shape of as many values they are; repeatable")
+
+
+def weight_options(args: argparse.Namespace) -> LoadOptions:
+    """What the flags of `add_weight_flags` say; strict."""
+    return LoadOptions(strict=True, rename=pairs(args.map, "--map"), skip=tuple(args.skip), reshape=tuple(args.reshape))
+
+
+def pairs(words: Sequence[str], flag_name: str) -> dict[str, str]:
+    """`old=new` words, or files with one a line (`#` begins a comment), as a mapping."""
+    found: dict[str, str] = {}
+    for word in words:
+        lines = [word]
+        if "=" not in word or os.path.isfile(word):
+            try:
+                lines = Path(word).read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise CaffeError(f"{flag_name} {word}: expected old=new, or a text file of such lines: {error}") from None
+        for line in lines:
+            line = line.partition("#")[0].strip()
+            old, equals, new = (part.strip() for part in line.partition("="))
+            if not line:
+                continue
+            if not (equals and old and new) or old in found:
+                raise CaffeError(f'{flag_name} {word}: found "{line}", expected old=new, each old name once')
+            found[old] = new
+    return found
 
 
 def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:

@@ -21,7 +21,7 @@ from caffe_compat.net import Net
 pytest.importorskip("onnx", reason="needs onnx (the extra `convert`)")
 pytest.importorskip("onnxruntime", reason="needs onnxruntime (the extra `convert`)")
 
-from onnx_running import check_same, export, run_model  # noqa: E402
+from onnx_running import check_same, export, run_model
 
 FOLDER = Path(__file__).parents[1] / "golden" / "layers"
 CASES = [case for case in json.loads((FOLDER / "cases.json").read_text()) if case["type"] not in HANDLED]
