@@ -114,7 +114,7 @@ def import_torch(folder: str) -> Document:
                                   f"{'nothing' if tensor is None else tuple(tensor.shape)}")
             found[key] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         if made.state:
-            model.nodes[name].params = [np.ascontiguousarray(array) for array in made.blobs(found)]
+            model.nodes[name].params = made.blobs(found)
     return graph.to_document()
 
 

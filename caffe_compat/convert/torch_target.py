@@ -65,7 +65,7 @@ def write_weights(model: Model, path: Path, half: bool = False) -> None:
 
 def _tensor(key: str, values: np.ndarray, half: bool) -> Tensor:
     if not half or values.dtype != np.float32:
-        return torch.from_numpy(np.ascontiguousarray(values))
+        return torch.from_numpy(values if values.flags.c_contiguous and values.flags.writeable else values.copy("C"))
     small = np.asarray(values, np.float16)
     if np.isinf(small).any() and not np.isinf(values).any():
         raise WeightError(f"{key}: the largest value is {np.abs(values).max():g}, beyond float16's 65504; convert without "
