@@ -62,15 +62,15 @@ def open_net(
     known = {layer.name for layer in source.message.layer}
     for ours, theirs in (names or {}).items():
         if theirs not in known:
-            raise WeightError(f'{source.path}: has no layer "{theirs}"{did_you_mean(theirs, known)}, which the map names for '
-                              f'"{ours}"')
+            raise WeightError(f'{source.path or "the given weights"}: there is no layer "{theirs}", which the map names for '
+                              f'"{ours}"{did_you_mean(theirs, known)}; there are {", ".join(sorted(known))}')
     ours_of = {theirs: ours for ours, theirs in (names or {}).items()}
     for layer in source.message.layer:
         layer.name = ours_of.get(layer.name, layer.name)
     report = net.copy_from(source)
     if strict and report.missing:
-        raise WeightError(f"{report.path}: has no weights for {', '.join(report.missing)}. Layers of the file that the net "
-                          f"does not have: {', '.join(report.unused) or 'none'}; say with a map which is which")
+        raise WeightError(f"{report.path or 'the given weights'}: there are none for {', '.join(report.missing)}. Layers that "
+                          f"the net does not have: {', '.join(report.unused) or 'none'}; say with a map which is which")
     return net, report
 
 

@@ -36,7 +36,7 @@ def write_safetensors(graph: Graph, path: str | os.PathLike[str], options: Optio
 
 def write_exported(graph: Graph, path: str | os.PathLike[str], options: Options) -> None:
     """Writes the graph as a torch.export program (.pt2) for inference, with a dynamic batch where the net allows one."""
-    module = to_module(graph, options.rename).eval()
+    module = to_module(graph, options.rename, share=True).eval()
     if options.half:
         module = module.half()
     kind = torch.float16 if options.half else torch.float32

@@ -64,10 +64,8 @@ def test_case(case: dict) -> None:
         blobs = Model(graph).modules["layer"].blobs(state)
         by_means = not module.training and "divisor" not in state  # torch's own keeps means, without their divisor
         for index, values in after.items():
-            if by_means:
-                expected = np.ones(1) if index == "2" else values / (after["2"] or np.inf)
-            else:
-                expected = values
+            means = np.ones(1) if index == "2" else values / (after["2"] or np.inf)
+            expected = means if by_means else values
             golden.compare(blobs[int(index)].reshape(values.shape), expected, f"{case['name']}: parameter {index} after")
 
 
@@ -134,12 +132,15 @@ layer { name: "loc_perm" type: "Permute" bottom: "loc" top: "loc_perm" permute_p
 layer { name: "loc_flat" type: "Flatten" bottom: "loc_perm" top: "loc_flat" }
 layer { name: "conf" type: "Convolution" bottom: "n" top: "conf" convolution_param { num_output: 12 kernel_size: 1
         weight_filler { type: "gaussian" std: 1 } } }
-layer { name: "conf_perm" type: "Permute" bottom: "conf" top: "conf_perm" permute_param { order: 0 order: 2 order: 3 order: 1 } }
-layer { name: "conf_shape" type: "Reshape" bottom: "conf_perm" top: "conf_shape" reshape_param { shape { dim: 0 dim: -1 dim: 3 } } }
+layer { name: "conf_perm" type: "Permute" bottom: "conf" top: "conf_perm"
+        permute_param { order: 0 order: 2 order: 3 order: 1 } }
+layer { name: "conf_shape" type: "Reshape" bottom: "conf_perm" top: "conf_shape"
+        reshape_param { shape { dim: 0 dim: -1 dim: 3 } } }
 layer { name: "conf_soft" type: "Softmax" bottom: "conf_shape" top: "conf_soft" softmax_param { axis: 2 } }
 layer { name: "conf_flat" type: "Flatten" bottom: "conf_soft" top: "conf_flat" }
 layer { name: "prior" type: "PriorBox" bottom: "f" bottom: "data" top: "prior" prior_box_param { min_size: 20.5 max_size: 31
-        aspect_ratio: 2 flip: true clip: %(clip)s variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2 offset: 0.5 %(step)s } }
+        aspect_ratio: 2 flip: true clip: %(clip)s variance: 0.1 variance: 0.1 variance: 0.2 variance: 0.2 offset: 0.5
+        %(step)s } }
 layer { name: "found" type: "DetectionOutput" bottom: "loc_flat" bottom: "conf_flat" bottom: "prior" top: "found"
         detection_output_param { num_classes: 3 background_label_id: 0 keep_top_k: %(keep)s confidence_threshold: %(least)s
         code_type: %(code)s nms_param { nms_threshold: 0.45 top_k: 20 eta: %(eta)s } } }
