@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +15,8 @@ import torch
 from torch import nn
 
 from caffe_compat import proto
-from caffe_compat.convert import TORCH, Graph, Node, Options, convert, module, to_caffe, to_torch
-from caffe_compat.convert.torch_module import Module, _source
+from caffe_compat.convert import TORCH, Graph, Options, convert, to_caffe, to_torch
+from caffe_compat.convert.torch_module import _source
 from caffe_compat.convert.torch_source import Model
 from caffe_compat.convert.torch_target import caffe_names, load_module, run_torch, to_module
 from caffe_compat.errors import CaffeError, WeightError
@@ -229,41 +231,32 @@ def test_any_size(pool: str, tmp_path: Path) -> None:
 # -- types from elsewhere ----------------------------------------------------------------------------------------------
 
 
-class HardSwishModule(nn.Module):
-    """y = x clip(x + offset, 0, 6) / 6."""
+def test_a_type_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The example of docs/convert-types.md: a type is refused until it has an entry, then written with its class."""
 
-    def __init__(self, offset: float) -> None:
-        super().__init__()
-        self.offset = offset
+    @layer("HardSwish", param="clip_param")  # any message with a number
+    class HardSwish(Layer):
+        """x clip(x + offset, 0, 6) / 6."""
 
-    def forward(self, x):
-        return x * (x + self.offset).clamp(0, 6) / 6
-
-
-def test_a_type_of_ones_own(tmp_path: Path) -> None:
-    """A layer type from outside the package: refused until it has an entry, then written with its class."""
-
-    @layer("TestHardSwish", param="power_param")
-    class TestHardSwish(Layer):
-        """x clip(x + shift, 0, 6) / 6."""
+        def setup(self, shapes):
+            self.param = SimpleNamespace(offset=self.param.max)
 
         def forward(self, x):
-            return x * (x + self.param.shift).clamp(0, 6) / 6
+            return x * (x + self.param.offset).clamp(0, 6) / 6
 
+    text = (Path(__file__).parents[2] / "docs" / "convert-types.md").read_text()
+    (tmp_path / "myfork_convert.py").write_text(text.split("```python")[1].split("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
     try:
-        net = net_of(INPUT + 'layer { name: "act" type: "TestHardSwish" bottom: "x" top: "y" power_param { shift: 2.5 } }')
+        net = net_of(INPUT + 'layer { name: "act" type: "HardSwish" bottom: "x" top: "y" clip_param { min: 0 max: 2.5 } }')
         document = Graph.of(net).to_document()
-        with pytest.raises(CaffeError, match="act.*TestHardSwish layer cannot be converted to torch"):
+        with pytest.raises(CaffeError, match="act.*HardSwish layer cannot be converted to torch"):
             convert(document, None, "torch", tmp_path / "out")
         assert not (tmp_path / "out").exists()
-
-        @TORCH.add("TestHardSwish")
-        def hard_swish(node: Node) -> Module:
-            return module(HardSwishModule, node.param.shift)
-
+        import_module("myfork_convert")
         convert(document, None, "torch", tmp_path / "out")
         found = run_torch(tmp_path / "out", {"x": net.blobs["x"].data})["y"]
         np.testing.assert_allclose(found, net.forward()["y"].numpy(), rtol=1e-6)
     finally:
-        LAYERS._entries.pop("TestHardSwish")
-        TORCH._entries.pop("TestHardSwish", None)
+        LAYERS._entries.pop("HardSwish")
+        TORCH._entries.pop("HardSwish", None)
