@@ -69,6 +69,23 @@ def test_case(case: dict) -> None:
             golden.compare(blobs[int(index)].reshape(values.shape), expected, f"{case['name']}: parameter {index} after")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted({case["type"] for case in CASES}))
+def test_cases_on_a_gpu(kind: str) -> None:
+    """So they are on CUDA."""
+    for case in golden.cases(kind):
+        if case not in CASES or case["name"] in (*UNSUPPORTED, "Eltwise_sum_coeff_inplace"):
+            continue
+        graph, module = modules_of(case)
+        module.cuda()
+        inputs = {name: torch.from_numpy(values.copy()).cuda() for name, values in golden.recorded(case, "bottom").items()}
+        with torch.no_grad():
+            for _ in range(case["n_forward"]):
+                found = run(graph, module, inputs)
+        for name, values in golden.recorded(case, "top").items():
+            golden.compare(found[name].cpu().numpy(), values, f"{case['name']}: top {name}")
+
+
 @pytest.mark.parametrize("kind", sorted({case["type"] for case in CASES}))
 def test_gradients(kind: str) -> None:
     """The diffs of bottoms and parameters are Caffe's, so that what is converted trains as it did."""

@@ -39,7 +39,7 @@ def call(made: nn.Module, net: Net) -> dict[str, torch.Tensor] | torch.Tensor:
 
 
 HOSTILE = ['a\\"b', "a'b", "a\\nimport os", "{x}", "conv/1.a", "1st", "class", "forward", "training", "x", "_", "ümlaut",
-           "self", 'a\\"\\"\\"b', "%s", "nn", "\\\\"]
+           "F", "Tensor", "self", 'a\\"\\"\\"b', "%s", "nn", "\\\\"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -207,6 +207,11 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "weights.pth").write_bytes(b"junk")
     with pytest.raises(WeightError, match="not a state dict"):
         to_caffe(tmp_path / "out", tmp_path / "back")
+    for text, problem in (("CAFFE_NAMES = {", "model.py: cannot be read"), ("CAFFE_NAMES = {f(): 1}", "model.py: cannot be read"),
+                          ("class Net: pass", "model.py: cannot be used|not a state dict")):
+        source.write_text(text)
+        with pytest.raises(CaffeError, match=problem):
+            to_caffe(tmp_path / "out", tmp_path / "back") if "CAFFE" in text else load_module(tmp_path / "out")
     with pytest.raises(CaffeError, match="there is no such file"):
         to_caffe(tmp_path / "nowhere", tmp_path / "back")
 
@@ -255,6 +260,8 @@ def test_a_type_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert not (tmp_path / "out").exists()
         import_module("myfork_convert")
         convert(document, None, "torch", tmp_path / "out")
+        with pytest.raises(CaffeError, match="takes x; no values were given for x"):
+            run_torch(tmp_path / "out", {})
         found = run_torch(tmp_path / "out", {"x": net.blobs["x"].data})["y"]
         np.testing.assert_allclose(found, net.forward()["y"].numpy(), rtol=1e-6)
     finally:
