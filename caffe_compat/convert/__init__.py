@@ -9,6 +9,7 @@ A net becomes a `Graph`, passes change it, and a `Target` writes it. A target ha
 """
 
 from . import (  # noqa: F401
+    onnx_target,
     torch_formats,
     torch_loss,
     torch_neuron,
