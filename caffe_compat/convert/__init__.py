@@ -22,13 +22,13 @@ from . import (  # noqa: F401
 )
 from .api import to_exported, to_safetensors, to_torch
 from .compare import Difference
-from .conversion import IMPORTERS, Report, convert, open_net, to_caffe
+from .conversion import IMPORTERS, Importer, Report, convert, open_net, to_caffe
 from .graph import Graph, Node
 from .targets import TARGETS, Options, Target, Unsupported, UnsupportedLayer, limited, support
 from .torch_module import TORCH, Module, module, weighted
 
 __all__ = [
-    "IMPORTERS", "TARGETS", "TORCH", "Difference", "Graph", "Module", "Node", "Options", "Report", "Target", "Unsupported",
-    "UnsupportedLayer", "convert", "limited", "module", "open_net", "support", "to_caffe", "to_exported",
+    "IMPORTERS", "TARGETS", "TORCH", "Difference", "Graph", "Importer", "Module", "Node", "Options", "Report", "Target",
+    "Unsupported", "UnsupportedLayer", "convert", "limited", "module", "open_net", "support", "to_caffe", "to_exported",
     "to_safetensors", "to_torch", "weighted",
 ]

@@ -29,9 +29,21 @@ from .targets import HANDLED, TARGETS, Options
 #: the 53 layers of a MobileNet V2 adds up to 0.06.
 HALF_TOLERANCE = 0.1
 
-#: What can be turned back into a Caffe model, by the ending of its name ("/" for a folder): a function from the path to
-#: the NetParameter with its blobs.
-IMPORTERS: Registry[Callable[[str], Document]] = Registry("kind of file to import")
+
+@dataclass(frozen=True)
+class Importer:
+    """How a kind of file is turned back into a Caffe model.
+
+    `read(path, inputs)` gives the NetParameter with its blobs; `inputs` are the shapes of inputs that the file leaves
+    open. `run(path, inputs)` gives the file's outputs, to check the result; None where that would run code of the file's.
+    """
+
+    read: Callable[[str, Mapping[str, Sequence[int]]], Document]
+    run: Callable[[str, Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
+
+
+#: By the ending of the file's name ("/" for a folder).
+IMPORTERS: Registry[Importer] = Registry("kind of file to import")
 
 
 @dataclass
@@ -195,32 +207,63 @@ def _move(written: Path, target: Path) -> None:
         os.replace(file, target / file.name)
 
 
-def to_caffe(path: str | os.PathLike[str], out: str | os.PathLike[str]) -> tuple[Path, Path]:
+def to_caffe(path: str | os.PathLike[str], out: str | os.PathLike[str], *,
+             inputs: Mapping[str, Sequence[int]] | None = None, check: bool = True,
+             tolerance: float = 1e-4) -> tuple[Path, Path]:
     """Turns an export (a folder of ours, or whatever `IMPORTERS` knows) into `out`.prototxt and `out`.caffemodel.
 
-    `out` may end in .h5 for HDF5 weights. Returns the two paths; they are files that BVLC Caffe loads.
+    `out` may end in .h5 for HDF5 weights. Returns the two paths; they are files that BVLC Caffe loads. `inputs` are the
+    shapes of inputs that the export leaves open. With `check`, an ONNX file's outputs on a random input are compared with
+    those of the result, before it is written (an export to torch is not run, as that would be code).
     """
     source = Path(path)
     if not source.exists():
         raise CaffeError(f"{source}: there is no such file or folder")
-    document = IMPORTERS.get("/" if source.is_dir() else source.suffix, os.fspath(path))(os.fspath(path))
+    importer = IMPORTERS.get("/" if source.is_dir() else source.suffix, os.fspath(path))
+    document = importer.read(os.fspath(path), dict(inputs or {}))
     hdf5 = os.fspath(out).endswith(".h5")
     stem = os.fspath(out).removesuffix(".h5").removesuffix(".caffemodel").removesuffix(".prototxt")
     text, binary = Path(f"{stem}.prototxt"), Path(f"{stem}.caffemodel{'.h5' if hdf5 else ''}")
-    write_model(document, text, binary)
+    if hdf5:
+        _name_for_groups(document.message)
+    net = _net_of(document)
+    if check and importer.run is not None:
+        given = random_inputs(Graph.of(net))
+        expected = importer.run(os.fspath(path), given)
+        for name, values in given.items():
+            net.blobs[name].data[...] = values
+        net.run()
+        found = {name: net.blobs[name].tensor.detach().numpy() for name in expected}
+        _judge(compare(expected, found), tolerance, str(text))
+    net.save(binary)
+    proto.write_text(text, _without_blobs(document.message))
     return text, binary
 
 
-def write_model(document: Document, text: Path, weights: Path) -> None:
-    """Writes a NetParameter with blobs as a prototxt without them, and the weights as .caffemodel or .h5."""
-    message: Any = type(document.message)()
-    message.CopyFrom(document.message)
+def _name_for_groups(message: Any) -> None:
+    """Takes slashes out of layers' names: in HDF5 a name is that of a group, which BVLC Caffe makes without those above."""
+    taken = {layer.name for layer in message.layer}
     for layer in message.layer:
-        layer.ClearField("blobs")
+        if "/" in layer.name:
+            layer.name = layer.name.replace("/", "_")
+            while layer.name in taken:
+                layer.name += "_"
+            taken.add(layer.name)
+
+
+def _net_of(document: Document) -> Net:
+    message = _without_blobs(document.message)
     net = Net(Document(message, document.dialect), phase_of(message), seed=0)
     net.copy_from(document)
-    net.save(weights)
-    proto.write_text(text, message)
+    return net
+
+
+def _without_blobs(message: Any) -> Any:
+    bare = type(message)()
+    bare.CopyFrom(message)
+    for layer in bare.layer:
+        layer.ClearField("blobs")
+    return bare
 
 
 def phase_of(message: Any) -> int:

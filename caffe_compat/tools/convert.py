@@ -53,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what was done."""
     if args.to == BACK:
-        sys.stdout.write(f"wrote {' and '.join(map(os.fspath, to_caffe(args.model, args.out)))}\n")
+        written = to_caffe(args.model, args.out, inputs=dict(map(_shape, args.input)), check=not getattr(args, "no-check"),
+                           tolerance=args.tolerance)
+        sys.stdout.write(f"wrote {' and '.join(map(os.fspath, written))}\n")
         return
     options = Options(
         fold=args.fold, inference=args.inference, keep_losses=getattr(args, "keep-losses"), half=args.half,
