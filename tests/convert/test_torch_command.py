@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from caffe_compat import proto
 from caffe_compat.cli import main
 from caffe_compat.convert import compare, conversion, to_torch
 from caffe_compat.convert.torch_formats import run_exported
@@ -58,7 +59,8 @@ def caffe(folder: Path, x: np.ndarray) -> np.ndarray:
 X = np.random.RandomState(4).standard_normal((5, 3, 9, 9)).astype(np.float32)
 
 
-@pytest.mark.parametrize("flags", [[], ["--fold"], ["--inference"], ["--safetensors"], ["--rename", "conv/1=first,fc=last"]],
+@pytest.mark.parametrize("flags", [[], ["--fold"], ["--inference"], ["--safetensors"],
+                                   ["--rename", "conv/1=first", "--rename", "fc=last"]],
                          ids=lambda flags: "".join(flags[:1]))
 def test_torch(model: Path, capsys: pytest.CaptureFixture[str], flags: list[str]) -> None:
     """Written, checked, and the same function for another batch."""
@@ -150,8 +152,9 @@ def test_training_net_without_its_data(model: Path) -> None:
 
 
 @pytest.mark.parametrize(("flags", "message"), [
-    (["--map", "fc"], "--map: found 'fc', expected LAYER=NAME"),
-    (["--map", "fc=fc8"], 'there is no layer "fc8"'),
+    (["--map", "fc"], "--map fc: expected old=new"),
+    (["--map", "fc8=fc"], 'has no layer "fc8" to rename'),
+    (["--skip", "fd"], 'the net has no layer "fd" with parameters'),
     (["--input", "data=0,3"], "--input: found 'data=0,3'"),
     (["--input", "image=1,3,9,9"], 'has no blob "image"'),
     (["--mean", "1,a"], "--mean: found '1,a'"),
@@ -239,3 +242,31 @@ def test_memory(tmp_path: Path) -> None:
                             env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"})
     weights = 4 * 3 * size * size
     assert int(result.stdout) < 1.5 * weights + (20 << 20)
+
+
+def test_guess(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the weights alone: a prototxt that converts, and what it assumes."""
+    assert main(["convert", str(model / "net.caffemodel"), "--guess", "--out", str(model / "guessed.prototxt"),
+                 "--input", "data=1,3,9,9"]) == 0
+    assert "Guessed from net.caffemodel" in capsys.readouterr().out
+    assert main(["convert", str(model / "guessed.prototxt"), str(model / "net.caffemodel"), "--to", "torch",
+                 "--out", str(model / "out")]) == 0
+    with torch.no_grad():
+        found = load_module(model / "out")(torch.from_numpy(X)).numpy()
+    np.testing.assert_allclose(found, caffe(model, X), rtol=1e-4, atol=1e-6)
+
+
+def test_files_elsewhere_are_not_opened(model: Path, tmp_path_factory: pytest.TempPathFactory,
+                                        capsys: pytest.CaptureFixture[str]) -> None:
+    """What a net names outside its folder and the working folder is opened at the user's word alone."""
+    other = tmp_path_factory.mktemp("other") / "matrix.binaryproto"
+    blob = proto.BVLC.message("BlobProto")(shape={"dim": (5, 5)}, data=np.eye(5).ravel())
+    other.write_bytes(blob.SerializeToString())
+    text = NET + f"""
+        layer {{ name: "label" type: "Input" top: "label" input_param {{ shape {{ dim: 2 }} }} }}
+        layer {{ name: "loss" type: "InfogainLoss" bottom: "fc" bottom: "label" top: "loss"
+                 infogain_loss_param {{ source: "{other}" }} }}"""
+    (model / "net.prototxt").write_text(text)
+    assert run(model, "torch", "out", "--keep-losses") == 1
+    assert "which lies neither in the folder of its file" in capsys.readouterr().err
+    assert run(model, "torch", "out", "--keep-losses", "--allow-paths") == 0
