@@ -78,7 +78,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError:
-        raise CaffeError("this needs the package safetensors: pip install safetensors") from None
+        raise CaffeError("this needs the package safetensors; install it with: pip install 'caffe-compat[convert]'") from None
     return safetensors.torch
 
 
