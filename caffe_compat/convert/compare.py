@@ -12,17 +12,18 @@ from .graph import Graph
 
 
 def compare(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], name: str, tolerance: float,
-            layers: Mapping[str, str] | None = None) -> Report:
+            layers: Mapping[str, str] | None = None, reference: str = "Caffe's net") -> Report:
     """The differences of all blobs that both have, in the order of `expected`; `layers` says where each is made.
 
-    Raises `CaffeError`, with the first that is past the tolerance (in standard deviations), for what is called `name`.
+    `name` and `reference` are what the two are called. Raises `CaffeError`, with the first blob that is past the
+    tolerance (in standard deviations), where there is one.
     """
     layers = layers or {}
-    report = Report("Caffe's net", name, tolerance, [
+    report = Report(reference, name, tolerance, [
         Difference.of(f"blob/{blob}", values, found[blob], layers.get(blob))
         for blob, values in expected.items() if blob in found])
     if not report.differences:
-        raise CaffeError(f"{name}: cannot be checked: it shows no blob that the Caffe net has")
+        raise CaffeError(f"{name}: cannot be checked: it shows no blob that {reference} has")
     if not report.equal:
         raise CaffeError(f"not the same function: {report.summary()}. Nothing was written; convert without the check to look "
                          "into it")

@@ -212,7 +212,7 @@ def to_caffe(path: str | os.PathLike[str], out: str | os.PathLike[str], *,
             net.blobs[name].data[...] = values
         net.run()
         found = {name: net.blobs[name].tensor.detach().numpy() for name in expected}
-        compare(expected, found, str(text), tolerance)
+        compare(expected, found, str(text), tolerance, reference=os.fspath(path))
     net.save(binary)
     proto.write_text(text, _without_blobs(document.message))
     return text, binary
