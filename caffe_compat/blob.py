@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 from numbers import Integral
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -12,6 +13,25 @@ from torch import Tensor
 from . import memory
 from .errors import NetError
 from .mirror import Mirror
+
+#: What to do to have a blob's data.
+KEEP_HINT = "Build the net with keep_blobs=True, or with the names of the blobs to keep"
+
+
+class Released:
+    """Stands for the data of a blob that a net without `keep_blobs` has handed on: only its shape is left."""
+
+    __slots__ = ("shape",)
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+    def numel(self) -> int:
+        """The number of values there were."""
+        return self.shape.numel()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NetError(f"the data of this blob ({' '.join(map(str, self.shape))}) were not kept. {KEEP_HINT}")
 
 
 class Blob:
@@ -98,11 +118,18 @@ class Blob:
         if wrong := memory.impossible(shape) or memory.too_much(4 * prod(shape)):
             raise NetError(wrong)
         tensor = self.tensor
-        if prod(shape) == tensor.numel():
+        if isinstance(tensor, Released):
+            self._data.tensor = Released(torch.Size(shape))
+        elif prod(shape) == tensor.numel():
             self.tensor = tensor.detach().reshape(shape).requires_grad_(tensor.requires_grad)
         else:
             self.tensor = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
         self._diff = Mirror()
+
+    def release(self) -> None:
+        """Lets go of the data and diff; the shape stays."""
+        self._data.drop(Released(self._data.tensor.shape))
+        self._diff.drop(None)
 
     def __repr__(self) -> str:
         return f"Blob({' '.join(map(str, self.shape))})"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from math import prod
 
@@ -34,6 +35,12 @@ def keep_freed_memory() -> None:
         return
     mallopt(_MMAP_THRESHOLD, _LARGEST)
     mallopt(_TRIM_THRESHOLD, _LARGEST)
+
+
+def release_freed_memory() -> None:
+    """Gives freed memory back to the system, also where `keep_freed_memory` was called; nothing where glibc is not."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def impossible(shape: Sequence[int]) -> str | None:

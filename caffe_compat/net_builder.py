@@ -60,8 +60,10 @@ class Step:
     cut: list[int] = field(default_factory=list)
     #: Tops whose gradient is wanted although nothing before them needs one.
     leaves: list[int] = field(default_factory=list)
-    #: The tops of the current pass, as this layer made them; None before the first.
-    tensors: tuple[Tensor, ...] | None = None
+    #: The tops of the current pass, as this layer made them (None for one that is spent); None before the first.
+    tensors: list[Tensor | None] | None = None
+    #: The tops that this step is the last to read, as (step, top index, blob); None for a blob that gets a newer version.
+    spent: list[tuple[Step, int, Blob | None]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
 

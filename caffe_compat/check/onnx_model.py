@@ -109,4 +109,4 @@ def _require(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError:
-        raise CaffeError(f"comparing ONNX files takes the package {name}: pip install 'caffe-compat[onnx]'") from None
+        raise CaffeError(f"comparing ONNX files takes the package {name}: pip install 'caffe-compat[convert]'") from None

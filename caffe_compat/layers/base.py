@@ -200,6 +200,11 @@ def layer(
     return register
 
 
+def may_overwrite(x: Tensor) -> bool:
+    """Whether torch lets a layer write into a bottom that nobody else reads: not where its gradient is asked for."""
+    return not (x.is_leaf and x.requires_grad)
+
+
 def format_shape(shape: Sequence[int]) -> str:
     """Caffe's way to write a shape: `64 3 11 11 (23232)`."""
     count = 1

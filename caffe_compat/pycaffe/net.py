@@ -260,8 +260,8 @@ class Net(Batches, core.Net):
     def _call_back(self, event: str, callback: Callable[[int], Any]) -> None:
         if not callable(callback):
             raise WrongValue(f"{event} takes a function of the layer's position, not {callback!r}")
-        if event.endswith("backward") and not self.keep_diffs:
-            raise NetError(f"{event}: a net without keep_diffs does not run backward layer by layer")
+        if event.endswith("backward") and not self._keeps_all:
+            raise NetError(f"{event}: a net without keep_blobs does not run backward layer by layer")
         self._callbacks.setdefault(event, []).append(callback)
         self._run = self._run_and_call  # nets without callbacks do not pay for them
 

@@ -115,7 +115,7 @@ def test_nets(solver: Document, make_net: Callable[..., Net]) -> list[Net]:
         log.info("Creating test net (#%d) specified by %s%s", i, field, _named(source))
         document = _net_document(solver, source)
         _merge_state(document.message, TEST, param.test_state[i] if param.test_state else None)
-        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=param.debug_info))
+        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_blobs=param.debug_info))
     return nets
 
 

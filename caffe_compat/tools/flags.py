@@ -90,11 +90,11 @@ def add_net_flags(parser: argparse.ArgumentParser, phase: str) -> None:
     add_python_flag(parser)
 
 
-def build_net(args: argparse.Namespace, weights: str | None) -> Net:
+def build_net(args: argparse.Namespace, weights: str | None, keep_blobs: bool = False) -> Net:
     """The net that the flags of `add_net_flags` describe, with `weights` (files separated by commas) copied into it."""
     stages = [stage for stage in args.stage.split(",") if stage]
     device = device_of(args.gpu) or torch.device("cpu")
-    net = Net(args.model, args.phase, level=args.level, stages=stages, device=device, keep_diffs=False)
+    net = Net(args.model, args.phase, level=args.level, stages=stages, device=device, keep_blobs=keep_blobs)
     for path in weights.split(",") if weights else ():
         net.copy_from(path.strip())
     return net
