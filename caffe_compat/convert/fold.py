@@ -30,7 +30,7 @@ def fold(graph: Graph) -> None:
         raise NetError(f"{graph.name}: folding is for inference; convert the net in the TEST phase, or without folding")
     changed = True
     while changed:
-        changed = any(_fold_into_neighbour(graph, node) for node in list(graph.nodes) if node in graph.nodes)
+        changed = any([_fold_into_neighbour(graph, node) for node in list(graph.nodes) if node in graph.nodes])
 
 
 def _fold_into_neighbour(graph: Graph, node: Node) -> bool:

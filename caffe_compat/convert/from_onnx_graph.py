@@ -22,6 +22,7 @@ from onnx.reference import ReferenceEvaluator
 
 from ..errors import CaffeError, ParseError
 from ..layers import Shape
+from .onnx_writer import SHAPE_KEY
 
 #: The most values that a constant expression may come to: a file of a few bytes can ask for any number.
 MOST_VALUES = 1 << 28
@@ -96,7 +97,8 @@ class OnnxGraph:
 def read_graph(path: str | os.PathLike[str], shapes: Mapping[str, Shape] | None = None) -> OnnxGraph:
     """The graph in the ONNX file at `path`, for inputs of the given `shapes`.
 
-    Where the file leaves an input's first axis open it is 1; other open axes must be given. Raises `ParseError` for a
+    Where the file leaves an input's first axis open it is 1; other open axes must be given, unless the file says in its
+    metadata what they were in Caffe, as ours do. Raises `ParseError` for a
     file that is no valid model, `CaffeError` for shapes that are missing or contradict the file.
     """
     name = os.fspath(path)
@@ -105,9 +107,11 @@ def read_graph(path: str | os.PathLike[str], shapes: Mapping[str, Shape] | None 
     initializers = {tensor.name: _array(tensor, name) for tensor in graph.initializer}
     result = OnnxGraph([value.name for value in graph.input if value.name not in initializers],
                        [value.name for value in graph.output], constants=initializers, name=graph.name)
+    noted = {item.key: item.value for item in model.metadata_props}
     for value in graph.input:
         if value.name not in initializers:
-            result.shapes[value.name] = _input_shape(value, (shapes or {}).get(value.name), result, name)
+            given = (shapes or {}).get(value.name) or _noted_shape(noted.get(f"{SHAPE_KEY}{value.name}", ""))
+            result.shapes[value.name] = _input_shape(value, given, result, name)
     if strangers := set(shapes or ()) - set(result.inputs):
         raise CaffeError(f"{name}: has no input {', '.join(sorted(strangers))}; its inputs: {', '.join(result.inputs)}")
     _Reader(model, result, name).read()
@@ -150,6 +154,11 @@ def _array(tensor: onnx.TensorProto, path: str) -> np.ndarray:
     except Exception as error:  # whatever numpy and onnx say of bytes that are not what they claim to be
         raise ParseError(f"{where} of shape {list(tensor.dims)} cannot be read: {error}", path) from None
     return values.astype(np.float32) if tensor.data_type in OTHER_FLOATS else values
+
+
+def _noted_shape(text: str) -> Shape | None:
+    words = text.split("x")
+    return tuple(map(int, words)) if all(word.isdecimal() and len(word) < 10 for word in words) else None
 
 
 def _input_shape(value: onnx.ValueInfoProto, given: Shape | None, graph: OnnxGraph, path: str) -> Shape:

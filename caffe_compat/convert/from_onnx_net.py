@@ -127,8 +127,12 @@ class Translation:
             self.aliases[node.outputs[0]] = source
 
     def absorb(self, node: Node, into: Node) -> None:
-        """Leaves `node`, the only reader of `into`'s output, to the layers of `into`, which make its output instead."""
+        """Leaves `node`, the only reader of `into`'s output, to the layers of `into`, which make its output instead.
+
+        They take its name, too, by which exporters call the last of a layer's operators.
+        """
         self.absorbed.append(node)
+        into.name = node.name
         into.outputs = [node.outputs[0], *into.outputs[1:]]
 
     def _add(self, name: str, type: str, bottoms: Sequence[str], tops: Sequence[str], blobs: Sequence[np.ndarray],

@@ -17,7 +17,7 @@ from ..errors import NetError
 from ..layers import Shape
 from ..proto import Document
 from . import onnx_common, onnx_neuron, onnx_norm, onnx_pooling, onnx_recurrent, onnx_ssd, onnx_vision  # noqa: F401
-from .conversion import IMPORTERS
+from .conversion import IMPORTERS, Importer
 from .graph import Graph
 from .onnx_run import run_onnx
 from .onnx_writer import ONNX, Fixed, Writer, require_onnx
@@ -106,13 +106,13 @@ def _shapes(graph: Graph, inputs: Mapping[str, Shape]) -> dict[str, Shape] | Non
     return shapes
 
 
-@IMPORTERS.add(".onnx")
-def read(path: str) -> Document:
+def read(path: str, inputs: Mapping[str, Shape]) -> Document:
     """The NetParameter, with its blobs, that an ONNX file is in Caffe; see `from_onnx`."""
     require_onnx()
     from .from_onnx import read_onnx
 
-    return read_onnx(path)
+    return read_onnx(path, inputs)
 
 
+IMPORTERS.add(".onnx")(Importer(read, run_onnx))
 TARGETS.add("onnx")(Target("onnx", "an ONNX file, for inference", ONNX, write, run, inference=True))

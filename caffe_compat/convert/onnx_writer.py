@@ -24,6 +24,8 @@ OPSET = 17
 IR_VERSION = 8
 #: protobuf's limit for one message.
 LARGEST_FILE = (1 << 31) - 1
+#: Before an input's name: the metadata with its shape as the net has it, where the file leaves axes open.
+SHAPE_KEY = "input_shape/"
 #: TensorProto.FLOAT.
 FLOAT = 1
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -176,8 +178,11 @@ class Writer:
             else:
                 kind = helper.np_dtype_to_tensor_dtype(dtype)
                 graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
-        return helper.make_model(graph, producer_name="caffe-compat", ir_version=IR_VERSION,
-                                 opset_imports=[helper.make_opsetid("", OPSET)])
+        model = helper.make_model(graph, producer_name="caffe-compat", ir_version=IR_VERSION,
+                                  opset_imports=[helper.make_opsetid("", OPSET)])
+        shapes = {f"{SHAPE_KEY}{value}": "x".join(map(str, shape)) for value, shape in self.graph.inputs.items()}
+        helper.set_model_props(model, shapes)
+        return model
 
     def _info(self, value: str, shape: Shape) -> Any:
         node = self.graph.producer(value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ from ..errors import CaffeError, WeightError
 from ..net import Net
 from ..proto import Document
 from .compare import random_inputs
-from .conversion import IMPORTERS, phase_of
+from .conversion import IMPORTERS, Importer, phase_of
 from .graph import Graph
 from .targets import TARGETS, Options, Target
 from .torch_module import TORCH
@@ -36,7 +36,7 @@ def write_safetensors(graph: Graph, path: str | os.PathLike[str], options: Optio
 
 def write_exported(graph: Graph, path: str | os.PathLike[str], options: Options) -> None:
     """Writes the graph as a torch.export program (.pt2) for inference, with a dynamic batch where the net allows one."""
-    module = to_module(graph, options.rename).eval()
+    module = to_module(graph, options.rename, share=True).eval()
     if options.half:
         module = module.half()
     kind = torch.float16 if options.half else torch.float32
@@ -95,8 +95,7 @@ def run_exported(path: str | os.PathLike[str], inputs: Mapping[str, np.ndarray])
     return {name: value.float().numpy() for name, value in zip(names, values)}
 
 
-@IMPORTERS.add("/")
-def import_torch(folder: str) -> Document:
+def import_torch(folder: str, inputs: Mapping[str, Sequence[int]]) -> Document:
     """A torch export (trained on, perhaps) as the NetParameter that it came from, with its weights. Runs no code of it."""
     path = Path(folder)
     names = {layer: name for name, layer in caffe_names(read_source(path)).items()}
@@ -114,10 +113,11 @@ def import_torch(folder: str) -> Document:
                                   f"{'nothing' if tensor is None else tuple(tensor.shape)}")
             found[key] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         if made.state:
-            model.nodes[name].params = [np.ascontiguousarray(array) for array in made.blobs(found)]
+            model.nodes[name].params = made.blobs(found)
     return graph.to_document()
 
 
+IMPORTERS.add("/")(Importer(import_torch))
 TARGETS.add("safetensors")(Target("safetensors", "the weights alone, with a name map", TORCH, write_safetensors))
 TARGETS.add("exported")(Target("exported", "a torch.export program (.pt2)", TORCH, write_exported, run_exported,
                                inference=True))

@@ -177,8 +177,11 @@ class _Forward:
 
 
 def identifier(name: str) -> str:
-    """`name` with every character that a Python name cannot have replaced by an underscore."""
-    word = re.sub(r"\W", "_", name, flags=re.ASCII)
+    """`name` with every character that a Python name cannot have replaced by an underscore.
+
+    It begins with one underscore at most: Python takes two for a class's private name.
+    """
+    word = re.sub(r"^_{2,}", "_", re.sub(r"\W", "_", name, flags=re.ASCII))
     return f"_{word}" if not word or word[0].isdigit() else word
 
 
@@ -194,7 +197,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 def _class_name(title: str, taken: set[str]) -> str:
     word = "".join(part[:1].upper() + part[1:] for part in re.split(r"\W+", title, flags=re.ASCII) if part)
-    return unique(identifier(word if title != "A net" else "Net"), {*taken, *keyword.kwlist})
+    return unique(identifier(word if title != "A net" else "Net"), {*taken, *keyword.kwlist, "Any", "F", "Tensor"})
 
 
 def _imports(code: str) -> str:
