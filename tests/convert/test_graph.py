@@ -152,6 +152,8 @@ def test_missing_weights_are_an_error() -> None:
 
 def test_a_net_of_losses_alone_is_refused() -> None:
     """Nothing would be left."""
-    graph = graph_of(DATA + 'layer { name: "loss" type: "EuclideanLoss" bottom: "x" bottom: "x" top: "loss" }')
+    graph = graph_of(DATA + 'layer { name: "loss" type: "EuclideanLoss" bottom: "label" bottom: "x" top: "loss" }'
+                     .replace('"x"', '"label"'))
+    graph.outputs.remove("x")
     with pytest.raises(NetError, match="nothing is left"):
         graph.run([drop_losses])
