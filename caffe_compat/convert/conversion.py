@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import check, proto
+from .. import proto
+from ..check.report import Report as Comparison
 from ..errors import CaffeError, NetError, did_you_mean
 from ..net import Net
 from ..proto import Document
@@ -51,7 +52,7 @@ class Report:
     """What a conversion did: the weights that were loaded, and how far each blob of the result is from Caffe's, if checked."""
 
     weights: LoadReport | None = None
-    comparison: check.Report | None = None
+    comparison: Comparison | None = None
 
 
 def open_net(
@@ -67,7 +68,7 @@ def open_net(
     folder and the working folder, unless `allow_paths`.
     """
     document = model if isinstance(model, Document) else proto.read_text(os.fspath(model), "NetParameter")
-    document = _prepared(document, dict(inputs or {}), weights is not None)
+    document = _prepared(document, dict(inputs or {}), weights is not None and not loading.skip)
     with confined_to(document.path, allow_paths):
         net = Net(document, phase, level=level, stages=stages, seed=0)
     unknown = [name for name in inputs or {} if name not in net.blobs]
