@@ -296,7 +296,8 @@ def test_all_gaps_are_listed(tmp_path: Path) -> None:
     ("Pad", [np.array([0, 1, 0, 0, 0, 0, 0, 0])], {}, "spatial"),
     ("BatchNormalization", [values(4)] * 4, {"training_mode": 1, "outputs": 3}, "batch"),
     ("Cast", [], {"to": 7}, "floats"), ("ReduceMax", [], {"axes": [1]}, "no maximum"),
-    ("NoSuchThing", [], {}, "no such operator"),
+    ("NoSuchThing", [], {}, "no such operator"), ("LRN", [], {"size": 3, "alpha": "much"}, "alpha"),
+    ("Resize", ["", np.float32([1, 1, 2, 2])], {"mode": "nearest", "nearest_mode": "best"}, "attributes are not"),
 ], ids=str)
 def test_gap(op: str, inputs: Sequence[Any], attributes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     """Refused, and why."""
