@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from math import prod
 
@@ -46,12 +45,6 @@ def _set_thresholds(size: int) -> None:
         return
     mallopt(_MMAP_THRESHOLD, size)
     mallopt(_TRIM_THRESHOLD, size)
-
-
-def release_freed_memory() -> None:
-    """Gives freed memory back to the system, also where `keep_freed_memory` was called; nothing where glibc is not."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def impossible(shape: Sequence[int]) -> str | None:

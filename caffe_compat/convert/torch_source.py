@@ -197,7 +197,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 def _class_name(title: str, taken: set[str]) -> str:
     word = "".join(part[:1].upper() + part[1:] for part in re.split(r"\W+", title, flags=re.ASCII) if part)
-    return unique(identifier(word if title != "A net" else "Net"), {*taken, *keyword.kwlist})
+    return unique(identifier(word if title != "A net" else "Net"), {*taken, *keyword.kwlist, "Any", "F", "Tensor"})
 
 
 def _imports(code: str) -> str:

@@ -89,7 +89,14 @@ def load_module(folder: str | os.PathLike[str]) -> nn.Module:
     """The module of an export, in evaluation mode and float32, with its weights. Runs the folder's model.py."""
     state, ties = read_state(Path(folder))
     wide = {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key not in ties}
-    return make_module(read_source(Path(folder)), wide, ties).eval()
+    try:
+        return make_module(read_source(Path(folder)), wide, ties).eval()
+    except Exception as error:  # it is the user's file by now
+        raise CaffeError(f"{Path(folder) / SOURCE}: cannot be used with its weights: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def make_module(source: str, state: Mapping[str, Tensor], ties: Mapping[str, str]) -> nn.Module:
@@ -137,7 +144,7 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             state = torch.load(path, weights_only=True, map_location="cpu")
             return state, _ties(state)
         except Exception as error:  # of what kinds a damaged file's are, torch does not say
-            raise WeightError(f"{path}: not a state dict: {str(error).strip().partition(chr(10))[0]}") from None
+            raise WeightError(f"{path}: not a state dict: {_first_line(error)}") from None
     path = folder / f"{WEIGHTS}.safetensors"
     if not path.exists():
         raise CaffeError(f"{folder}: there are no weights: neither {WEIGHTS}.pth nor {WEIGHTS}.safetensors")
@@ -163,14 +170,16 @@ def run_torch(folder: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) 
     """Runs an export; every blob, in its last version, by Caffe's name."""
     module = load_module(folder)
     document = proto.read_text(Path(folder) / NET, "NetParameter")
+    wanted = [blob for spec in document.message.layer if spec.type == "Input" for blob in spec.top]
+    if missing := [blob for blob in wanted if blob not in inputs]:
+        raise CaffeError(f"{os.fspath(folder)}: takes {', '.join(wanted)}; no values were given for {', '.join(missing)}")
     tops = {spec.name: list(spec.top) or [spec.name] for spec in document.message.layer}
     names = caffe_names(read_source(Path(folder)))
     blobs: dict[str, np.ndarray] = {}
     for name, child in module.named_children():
         child.register_forward_hook(_keep(blobs, tops[names.get(name, name)]))
     with torch.no_grad():
-        module(*(torch.from_numpy(inputs[blob]) for spec in document.message.layer if spec.type == "Input"
-                 for blob in spec.top))
+        module(*(torch.from_numpy(inputs[blob]) for blob in wanted))
     return blobs
 
 
@@ -190,9 +199,12 @@ def _keep(blobs: dict[str, np.ndarray], tops: list[str]) -> Any:
 
 def caffe_names(source: str) -> dict[str, str]:
     """The name map of a model file, read without running it."""
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "CAFFE_NAMES":
-            return ast.literal_eval(statement.value)
+    try:
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "CAFFE_NAMES":
+                return dict(ast.literal_eval(statement.value))
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise CaffeError(f"{SOURCE}: cannot be read: {error}") from None
     return {}
 
 

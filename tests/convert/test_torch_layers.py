@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import golden
@@ -12,8 +13,9 @@ from test_golden import NOT_AS_RECORDED
 from torch import nn
 
 from caffe_compat import proto
-from caffe_compat.convert import TARGETS, TORCH, Graph, UnsupportedLayer, open_net, support, to_torch
+from caffe_compat.convert import TARGETS, TORCH, Graph, Options, UnsupportedLayer, open_net, support, to_torch
 from caffe_compat.convert.targets import HANDLED
+from caffe_compat.convert.torch_formats import run_exported, write_exported
 from caffe_compat.convert.torch_source import Model
 from caffe_compat.convert.torch_target import to_module
 from caffe_compat.layers import LAYERS
@@ -67,6 +69,23 @@ def test_case(case: dict) -> None:
             means = np.ones(1) if index == "2" else values / (after["2"] or np.inf)
             expected = means if by_means else values
             golden.compare(blobs[int(index)].reshape(values.shape), expected, f"{case['name']}: parameter {index} after")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", sorted({case["type"] for case in CASES}))
+def test_cases_on_a_gpu(kind: str) -> None:
+    """So they are on CUDA."""
+    for case in golden.cases(kind):
+        if case not in CASES or case["name"] in (*UNSUPPORTED, "Eltwise_sum_coeff_inplace"):
+            continue
+        graph, module = modules_of(case)
+        module.cuda()
+        inputs = {name: torch.from_numpy(values.copy()).cuda() for name, values in golden.recorded(case, "bottom").items()}
+        with torch.no_grad():
+            for _ in range(case["n_forward"]):
+                found = run(graph, module, inputs)
+        for name, values in golden.recorded(case, "top").items():
+            golden.compare(found[name].cpu().numpy(), values, f"{case['name']}: top {name}")
 
 
 @pytest.mark.parametrize("kind", sorted({case["type"] for case in CASES}))
@@ -166,3 +185,18 @@ def test_detection(settings: dict[str, Any]) -> None:
         found = module(*map(torch.from_numpy, inputs.values()))
     golden.compare(found.numpy(), net.blobs["found"].data, "found")
     assert (len(found[0, 0]) > 4) == (settings["least"] < 1)
+    with pytest.raises(UnsupportedLayer, match="found .*DetectionOutput layer cannot be converted to exported"):
+        write_exported(Graph.of(net), "never.pt2", Options())
+
+
+@pytest.mark.parametrize("name", ["LSTM_test_phase", "Slice_points", "Pooling_max_stride_gt_kernel", "Reshape_copy_infer",
+                                  "ArgMax_maxval_topk2", "Parameter_2d", "BatchNorm_test_4d"])
+def test_exported(name: str, tmp_path: Path) -> None:
+    """As a torch.export program."""
+    case = golden.case_named(name)
+    graph, _ = modules_of(case)
+    inputs = golden.recorded(case, "bottom")
+    write_exported(graph, tmp_path / "a.pt2", Options())
+    found = run_exported(tmp_path / "a.pt2", {graph.blob(value): inputs[graph.blob(value)] for value in graph.inputs})
+    for top, values in golden.recorded(case, "top").items():
+        golden.compare(found[top], values, f"{name}: top {top}")

@@ -39,7 +39,7 @@ def call(made: nn.Module, net: Net) -> dict[str, torch.Tensor] | torch.Tensor:
 
 
 HOSTILE = ['a\\"b', "a'b", "a\\nimport os", "{x}", "conv/1.a", "1st", "class", "forward", "training", "x", "_", "ümlaut",
-           "self", 'a\\"\\"\\"b', "%s", "nn", "\\\\"]
+           "F", "Tensor", "self", 'a\\"\\"\\"b', "%s", "nn", "\\\\"]
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -186,10 +186,10 @@ def test_trained_weights_go_back(tmp_path: Path) -> None:
         optimizer.step()
     torch.save(made.state_dict(), tmp_path / "out" / "weights.pth")
     prototxt, weights = to_caffe(tmp_path / "out", tmp_path / "back.h5")
-    assert weights.name == "back.caffemodel.h5" and set(net.params) == {"c/1", "bn", "ip"}
     back = Net(prototxt)
     back.copy_from(weights)
-    assert not np.allclose(back.params["c/1"][0].data, net.params["c/1"][0].data)
+    assert weights.name == "back.caffemodel.h5" and set(back.params) == {"c_1", "bn", "ip"}  # HDF5 names have no slashes
+    assert not np.allclose(back.params["c_1"][0].data, net.params["c/1"][0].data)
     back.blobs["x"].data[...] = net.blobs["x"].data
     torch.testing.assert_close(call(made.eval(), net), back.forward()["ip"], rtol=1e-4, atol=1e-5)
 
@@ -207,6 +207,14 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "out" / "weights.pth").write_bytes(b"junk")
     with pytest.raises(WeightError, match="not a state dict"):
         to_caffe(tmp_path / "out", tmp_path / "back")
+    for text in ("CAFFE_NAMES = {", "CAFFE_NAMES = {f(): 1}", "CAFFE_NAMES = 3"):
+        source.write_text(text)
+        with pytest.raises(CaffeError, match="model.py: cannot be read"):
+            to_caffe(tmp_path / "out", tmp_path / "back")
+    convert(document, document, "torch", tmp_path / "out")
+    source.write_text("class Net: pass")
+    with pytest.raises(CaffeError, match="model.py: cannot be used with its weights"):
+        load_module(tmp_path / "out")
     with pytest.raises(CaffeError, match="there is no such file"):
         to_caffe(tmp_path / "nowhere", tmp_path / "back")
 
@@ -255,6 +263,8 @@ def test_a_type_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert not (tmp_path / "out").exists()
         import_module("myfork_convert")
         convert(document, None, "torch", tmp_path / "out")
+        with pytest.raises(CaffeError, match="takes x; no values were given for x"):
+            run_torch(tmp_path / "out", {})
         found = run_torch(tmp_path / "out", {"x": net.blobs["x"].data})["y"]
         np.testing.assert_allclose(found, net.forward()["y"].numpy(), rtol=1e-6)
     finally:
