@@ -296,7 +296,8 @@ def test_all_gaps_are_listed(tmp_path: Path) -> None:
     ("Pad", [np.array([0, 1, 0, 0, 0, 0, 0, 0])], {}, "spatial"),
     ("BatchNormalization", [values(4)] * 4, {"training_mode": 1, "outputs": 3}, "batch"),
     ("Cast", [], {"to": 7}, "floats"), ("ReduceMax", [], {"axes": [1]}, "no maximum"),
-    ("NoSuchThing", [], {}, "no such operator"),
+    ("NoSuchThing", [], {}, "no such operator"), ("LRN", [], {"size": 3, "alpha": "much"}, "alpha"),
+    ("Resize", ["", np.float32([1, 1, 2, 2])], {"mode": "nearest", "nearest_mode": "best"}, "attributes are not"),
 ], ids=str)
 def test_gap(op: str, inputs: Sequence[Any], attributes: dict[str, Any], reason: str, tmp_path: Path) -> None:
     """Refused, and why."""
@@ -375,6 +376,35 @@ def test_hostile_files(tmp_path: Path) -> None:
     build = Builder()
     y = build("Add", build.input("x", 1, 2), build("ConstantOfShape", np.array([1 << 40, 2])))
     assert "enormous" in gaps(tmp_path, build, y)["ConstantOfShape"]
+
+
+def test_mutated_files(tmp_path: Path) -> None:
+    """Bytes changed, cut out and put in: a net or an error of ours, and neither much time nor much memory."""
+    build = Builder()
+    x = build.input("x", 1, 3, 8, 8)
+    y = build("Conv", build("Pad", x, np.array([0, 0, 1, 1, 0, 0, 0, 1])), values(4, 3, 3, 3), values(4), strides=[2, 2])
+    y = build("MaxPool", build("Relu", y), kernel_shape=[2, 2], ceil_mode=1)
+    size = build("Unsqueeze", build("Gather", build("Shape", y), np.array(0)), np.array([0]))
+    flat = build("Reshape", y, build("Concat", size, np.array([-1]), axis=0))
+    z = build("Add", build("Mul", build("Gemm", flat, values(36, 5)), values(5)), values(5))
+    a, b = build("Split", y, axis=1, outputs=2)
+    large = build("Resize", build("Concat", b, a, axis=1), "", np.array([1, 1, 2, 2], np.float32), mode="nearest")
+    path = build.save(tmp_path / "model.onnx", z, large)
+    whole, rng, read = path.read_bytes(), np.random.RandomState(0), 0
+    for _ in range(250):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            place, count = rng.randint(len(data)), rng.randint(1, 6)
+            new = [bytes([rng.randint(256)]), b"", rng.bytes(count), bytes([data[place] ^ 1 << rng.randint(8)])]
+            kind = rng.randint(4)
+            data[place:place + (1, count, 0, 1)[kind]] = new[kind]
+        path.write_bytes(data)
+        try:
+            read_onnx(path)
+            read += 1
+        except CaffeError:
+            pass
+    assert 5 < read < 245
 
 
 def test_a_difference_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
