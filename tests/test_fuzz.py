@@ -144,6 +144,19 @@ def test_refused_before_memory_is_taken(what: str, monkeypatch: pytest.MonkeyPat
         Net(proto.parse_text(text, "NetParameter", "net"))
 
 
+def test_strides_that_crash_torch() -> None:
+    """Found by fuzzing: a transposed convolution of stride 16384 ended the process."""
+    text = """layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 1 dim: 1 dim: 3 } } }
+        layer { name: "up" type: "Deconvolution" bottom: "x" top: "y" convolution_param { num_output: 1 kernel_size: 2
+          stride: 16384 weight_filler { type: "constant" value: 2 } } }"""
+    net = Net(proto.parse_text(text, "NetParameter"))
+    net.blobs["x"].data[...] = [[[1, 2, 3]]]
+    net.forward()
+    y = net.blobs["y"].data.ravel()
+    assert y.shape == (2 * 16384 + 2,) and np.flatnonzero(y).tolist() == [0, 1, 16384, 16385, 32768, 32769]
+    assert y[[0, 16385, 32768]].tolist() == [2, 4, 6]
+
+
 def test_a_blob_that_claims_more_than_it_has(tmp_path: Path) -> None:
     """2^40 values in 12 bytes."""
     message = proto.BVLC.message("NetParameter")()

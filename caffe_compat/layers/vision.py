@@ -14,6 +14,10 @@ from .image_products import convolve_images
 from .windows import Window, channels_last, check_padded, columns, convolve, convolve_transposed, window_of
 
 
+#: torch's transposed convolutions on the CPU crash the process (2.13) for some strides of more than 13,000.
+_TORCH_STRIDE = 4096
+
+
 class SlidingKernels(Layer):
     """What Convolution and Deconvolution share: learned kernels that slide over the axes after `axis` (channels).
 
@@ -115,7 +119,7 @@ class Deconvolution(SlidingKernels):
     def _operation(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         window, group = self.window, self.param.group
         kernels = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}.get(len(window.kernel))
-        if kernels is None:
+        if kernels is None or max(window.stride) > _TORCH_STRIDE:
             return partial(convolve_transposed, window=window, group=group)
         return partial(kernels, stride=window.stride, padding=window.pad, dilation=window.dilation, groups=group)
 
