@@ -124,6 +124,10 @@ def test_ssd_layers() -> None:
         "all": "N", "flat": "N", "prior": ""}
 
 
+DETECTION = """layer { name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "found"
+                       detection_output_param { %s } }"""
+
+
 @pytest.mark.parametrize("code", ["CORNER", "CENTER_SIZE", "CORNER_SIZE"])
 @pytest.mark.parametrize(("settings", "share"), [
     ("confidence_threshold: 0.3 nms_param { nms_threshold: 0.4 }", True),
@@ -135,9 +139,8 @@ def test_detection_output(code: str, settings: str, share: bool) -> None:
     """The detections of our net, for the number of images it was made for and for another."""
     images, priors, classes = 3, 12, 4
     sets = 1 if share else classes
-    text = f'''layer {{ name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "found"
-        detection_output_param {{ num_classes: {classes} share_location: {str(share).lower()} code_type: {code} {settings} }} }}'''
-    net = net_of(text, loc=(images, priors * sets * 4), conf=(images, priors * classes), prior=(1, 2, priors * 4))
+    more = f"num_classes: {classes} share_location: {str(share).lower()} code_type: {code} {settings}"
+    net = net_of(DETECTION % more, loc=(images, priors * sets * 4), conf=(images, priors * classes), prior=(1, 2, priors * 4))
     rng = np.random.RandomState(3)
     low = rng.uniform(0, 0.6, (priors, 2))
     boxes = np.concatenate((low, low + rng.uniform(0.1, 0.4, (priors, 2))), 1)
@@ -147,12 +150,11 @@ def test_detection_output(code: str, settings: str, share: bool) -> None:
     check_same(net, given)
 
 
-@pytest.mark.parametrize(("settings", "reason"), [("nms_param { eta: 0.9 }", "eta"), ("nms_param { nms_threshold: 1.5 }", "above 1")])
+@pytest.mark.parametrize(("settings", "reason"), [
+    ("nms_param { eta: 0.9 }", "eta"), ("nms_param { nms_threshold: 1.5 }", "above 1")])
 def test_detection_output_that_cannot_be(settings: str, reason: str) -> None:
-    text = f'''layer {{ name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "found"
-        detection_output_param {{ num_classes: 2 {settings} }} }}'''
     with pytest.raises(UnsupportedLayer, match=reason):
-        export(net_of(text, loc=(1, 16), conf=(1, 8), prior=(1, 2, 16)))
+        export(net_of(DETECTION % f"num_classes: 2 {settings}", loc=(1, 16), conf=(1, 8), prior=(1, 2, 16)))
 
 
 def test_random_pooling_is_refused() -> None:
