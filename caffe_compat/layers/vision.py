@@ -13,7 +13,6 @@ from .base import Layer, Shape, format_shape, layer
 from .image_products import convolve_images
 from .windows import Window, channels_last, check_padded, columns, convolve, convolve_transposed, window_of
 
-
 #: torch's transposed convolutions on the CPU crash the process (2.13) for some strides of more than 13,000.
 _TORCH_STRIDE = 4096
 
