@@ -20,15 +20,14 @@ from . import (  # noqa: F401
     torch_target,
     torch_vision,
 )
-from .api import to_exported, to_safetensors, to_torch
-from .compare import Difference
+from .api import to_exported, to_onnx, to_safetensors, to_torch
 from .conversion import IMPORTERS, Importer, Report, convert, open_net, to_caffe
 from .graph import Graph, Node
 from .targets import TARGETS, Options, Target, Unsupported, UnsupportedLayer, limited, support
 from .torch_module import TORCH, Module, module, weighted
 
 __all__ = [
-    "IMPORTERS", "TARGETS", "TORCH", "Difference", "Graph", "Importer", "Module", "Node", "Options", "Report", "Target",
+    "IMPORTERS", "TARGETS", "TORCH", "Graph", "Importer", "Module", "Node", "Options", "Report", "Target",
     "Unsupported", "UnsupportedLayer", "convert", "limited", "module", "open_net", "support", "to_caffe", "to_exported",
-    "to_safetensors", "to_torch", "weighted",
+    "to_onnx", "to_safetensors", "to_torch", "weighted",
 ]

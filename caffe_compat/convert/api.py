@@ -36,3 +36,9 @@ def to_exported(model: str | os.PathLike[str], weights: str | os.PathLike[str], 
                 **options: Any) -> Report:
     """Writes a torch.export program (.pt2); `options` are those of `convert`."""
     return convert(model, weights, "exported", out, **options)
+
+
+def to_onnx(model: str | os.PathLike[str], weights: str | os.PathLike[str], out: str | os.PathLike[str],
+            **options: Any) -> Report:
+    """Writes an ONNX file; `options` are those of `convert`."""
+    return convert(model, weights, "onnx", out, **options)

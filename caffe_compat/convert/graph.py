@@ -109,7 +109,7 @@ class Graph:
         latest = {name: (i, k) for i, step in enumerate(steps) for k, name in enumerate(step.top_names)}
         for i, step in enumerate(steps):
             tops = [names[i, k] for k in range(len(step.tops))]
-            if _is_input(step.layer):
+            if is_input(step.layer):
                 graph.inputs.update(zip(tops, step.shapes))
             elif _is_automatic(step, steps):
                 if any(step.loss_weights) and (made := graph.producer(tops[0])):  # Caffe moved the weight to the split
@@ -280,7 +280,7 @@ def _is_automatic(step: Step, steps: Sequence[Step]) -> bool:
     return step.layer.name == f"{step.layer.spec.bottom[0]}_{steps[position].layer.name}_{top}_split"
 
 
-def _is_input(layer: Layer) -> bool:
+def is_input(layer: Layer) -> bool:
     """Whether a layer's tops come from outside: files, the user, or random numbers (not constants)."""
     if layer.type == "DummyData":
         return any(filler is not None and filler.type != "constant" for filler in layer._fillers)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
+from ..errors import NetError, did_you_mean
 from .graph import Graph, Node
 from .targets import emitter
 from .torch_module import TORCH, Module, refuse
@@ -54,7 +55,8 @@ CAFFE_NAMES = {names}
 class Model:
     """A graph with the torch module of each node: `modules` by attribute, which `layers` gives Caffe's name of.
 
-    Raises `UnsupportedLayer` for the first layer that torch has no equivalent for.
+    Raises `UnsupportedLayer` for the first layer that torch has no equivalent for, and `NetError` where `rename` names a
+    layer that is not there.
     """
 
     graph: Graph
@@ -64,7 +66,11 @@ class Model:
         self.modules: dict[str, Module] = {}
         self.layers: dict[str, str] = {}
         self.nodes: dict[str, Node] = {}
-        taken = set(_TAKEN)
+        taken, known = set(_TAKEN), [node.name for node in self.graph.nodes]
+        for name in self.rename:
+            if name not in known:
+                raise NetError(f'there is no layer "{name}" to rename in what is written{did_you_mean(name, known)}; there are '
+                               f"{', '.join(known)}", name)
         for node in self.graph.nodes:
             made = emitter(TORCH, node, "torch")(node)
             name = unique(identifier(self.rename.get(node.name, node.name)), taken)
@@ -144,7 +150,7 @@ class _Forward:
             dead = {value: self.variables.pop(value) for value in list(self.variables)
                     if self.last.get(value, -1) <= i and value not in self.inputs}
             tops = [self._variable(value, i) for value in node.outputs]
-            written.append(f"{', '.join(tops)} = {call}" if len(tops) != 1 else f"{tops[0]} = {call}")
+            written.append(f"{', '.join(tops)} = {call}")
             gone = [variable for variable in dead.values() if variable not in (self.chain, "_", *tops)]
             if gone and i + 1 < len(self.graph.nodes):
                 written.append(f"del {', '.join(gone)}")
@@ -230,5 +236,5 @@ def _literal(names: dict[str, str]) -> str:
     return "{\n" + "".join(f"    {quoted(key)}: {quoted(value)},\n" for key, value in names.items()) + "}"
 
 
-def _indented(lines: Iterable[str], indent: Callable[[str], str] = lambda line: f"        {line}") -> str:
-    return "\n".join(map(indent, lines))
+def _indented(lines: Iterable[str]) -> str:
+    return "\n".join(f"        {line}" for line in lines)

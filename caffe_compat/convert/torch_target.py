@@ -48,7 +48,8 @@ def write_weights(model: Model, path: Path, half: bool = False) -> None:
     state = {key: _tensor(key, values, half) for key, values in model.state().items()}
     if path.suffix == ".safetensors":
         blobs = {f"{name}.{key}": f"{model.layers[name]}/{j}" for name, made in model.modules.items()
-                 for j, key in enumerate(made.state)}
+                 for j, (key, values) in enumerate(made.state.items())
+                 if j < len(model.nodes[name].params) and values.dtype == np.float32}
         metadata = {"format": "pt", "caffe_names": json.dumps(model.caffe_names()), "caffe_blobs": json.dumps(blobs),
                     "tied": json.dumps(model.ties),
                     "prototxt": proto.dump_text(model.graph.to_document(weights=False).message)}
@@ -89,8 +90,9 @@ def load_module(folder: str | os.PathLike[str]) -> nn.Module:
     """The module of an export, in evaluation mode and float32, with its weights. Runs the folder's model.py."""
     state, ties = read_state(Path(folder))
     wide = {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key not in ties}
+    source = read_source(Path(folder))
     try:
-        return make_module(read_source(Path(folder)), wide, ties).eval()
+        return make_module(source, wide, ties).eval()
     except Exception as error:  # it is the user's file by now
         raise CaffeError(f"{Path(folder) / SOURCE}: cannot be used with its weights: {_first_line(error)}") from error
 
@@ -161,9 +163,9 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
     """Keys whose tensor is in the same memory as another's that comes before."""
-    first: dict[int, str] = {}
+    first: dict[tuple, str] = {}
     return {key: known for key, value in state.items() if value.numel()
-            and (known := first.setdefault(value.data_ptr(), key)) != key}
+            and (known := first.setdefault((value.data_ptr(), value.shape), key)) != key}
 
 
 def run_torch(folder: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -177,7 +179,8 @@ def run_torch(folder: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) 
     names = caffe_names(read_source(Path(folder)))
     blobs: dict[str, np.ndarray] = {}
     for name, child in module.named_children():
-        child.register_forward_hook(_keep(blobs, tops[names.get(name, name)]))
+        if names.get(name, name) in tops:
+            child.register_forward_hook(_keep(blobs, tops[names.get(name, name)]))
     with torch.no_grad():
         module(*(torch.from_numpy(inputs[blob]) for blob in wanted))
     return blobs

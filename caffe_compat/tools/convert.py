@@ -9,6 +9,7 @@ import sys
 from ..convert import TARGETS, Options, Report, convert, to_caffe
 from ..convert.guess import guess_prototxt
 from ..errors import CaffeError
+from ..memory import return_freed_memory
 from .flags import add_python_flag, add_weight_flags, flag, pairs, weight_options
 
 QUIET = True
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what was done."""
+    return_freed_memory()
     inputs = dict(map(_shape, args.input))
     if args.guess:
         guess = guess_prototxt(args.model, *list(inputs.values())[:1])
@@ -91,11 +93,7 @@ def print_report(report: Report, args: argparse.Namespace) -> None:
         for what in ("missing", "unused", "reshaped", "skipped", "assumed"):
             if names := getattr(report.weights, what):
                 sys.stdout.write(f"{what}: {', '.join(names)}\n")
-    if report.differences:
-        worst = max(report.differences, key=lambda difference: difference.relative)
-        sys.stdout.write(f"{len(report.differences)} blobs compared with Caffe's; the farthest is {worst}\n")
-    else:
-        sys.stdout.write("not compared with Caffe\n")
+    sys.stdout.write(f"{report.comparison.summary() if report.comparison else 'not compared with Caffe'}\n")
     sys.stdout.write(f"wrote {args.out}\n")
 
 

@@ -148,3 +148,12 @@ def test_missing_weights_are_an_error() -> None:
         opened(loading=LoadOptions(strict=True, rename={"old": "new"}))
     loading = LoadOptions(strict=True, rename={"old": "new"}, skip=("mo*",))
     assert (opened(loading=loading).params["new"][0].data == 7).all()
+
+
+def test_a_net_of_losses_alone_is_refused() -> None:
+    """Nothing would be left."""
+    graph = graph_of(DATA + 'layer { name: "loss" type: "EuclideanLoss" bottom: "label" bottom: "x" top: "loss" }'
+                     .replace('"x"', '"label"'))
+    graph.outputs.remove("x")
+    with pytest.raises(NetError, match="nothing is left"):
+        graph.run([drop_losses])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import golden
@@ -12,8 +13,9 @@ from test_golden import NOT_AS_RECORDED
 from torch import nn
 
 from caffe_compat import proto
-from caffe_compat.convert import TARGETS, TORCH, Graph, UnsupportedLayer, open_net, support, to_torch
+from caffe_compat.convert import TARGETS, TORCH, Graph, Options, UnsupportedLayer, open_net, support, to_torch
 from caffe_compat.convert.targets import HANDLED
+from caffe_compat.convert.torch_formats import run_exported, write_exported
 from caffe_compat.convert.torch_source import Model
 from caffe_compat.convert.torch_target import to_module
 from caffe_compat.layers import LAYERS
@@ -183,3 +185,18 @@ def test_detection(settings: dict[str, Any]) -> None:
         found = module(*map(torch.from_numpy, inputs.values()))
     golden.compare(found.numpy(), net.blobs["found"].data, "found")
     assert (len(found[0, 0]) > 4) == (settings["least"] < 1)
+    with pytest.raises(UnsupportedLayer, match="found .*DetectionOutput layer cannot be converted to exported"):
+        write_exported(Graph.of(net), "never.pt2", Options())
+
+
+@pytest.mark.parametrize("name", ["LSTM_test_phase", "Slice_points", "Pooling_max_stride_gt_kernel", "Reshape_copy_infer",
+                                  "ArgMax_maxval_topk2", "Parameter_2d", "BatchNorm_test_4d"])
+def test_exported(name: str, tmp_path: Path) -> None:
+    """As a torch.export program."""
+    case = golden.case_named(name)
+    graph, _ = modules_of(case)
+    inputs = golden.recorded(case, "bottom")
+    write_exported(graph, tmp_path / "a.pt2", Options())
+    found = run_exported(tmp_path / "a.pt2", {graph.blob(value): inputs[graph.blob(value)] for value in graph.inputs})
+    for top, values in golden.recorded(case, "top").items():
+        golden.compare(found[top], values, f"{name}: top {top}")

@@ -94,7 +94,7 @@ def test_mtcnn(name: str, shared: Path, tmp_path: Path) -> None:
     if not (folder / "expected.npz").exists():
         pytest.skip("../shared/data/mtcnn is not there")
     report = convert(folder / f"{name}.prototxt", folder / f"{name}.caffemodel", "torch", tmp_path / name)
-    assert report.weights and not report.weights.missing and report.differences
+    assert report.weights and not report.weights.missing and report.comparison
     with np.load(folder / "expected.npz") as arrays:
         expected = {key.partition("/")[2]: arrays[key] for key in arrays if key.startswith(f"{name}/")}
     with torch.no_grad():
