@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ import h5py
 import numpy as np
 import pytest
 
-from caffe_compat import hdf5, memory, proto
+from caffe_compat import create_solver, hdf5, memory, proto
 from caffe_compat.errors import CaffeError
 from caffe_compat.net import Net
 from caffe_compat.weights import read_weights
@@ -64,15 +65,31 @@ def test_prototxts(part: int, tmp_path: Path) -> None:
     """Mutations of all recorded layer cases and filtering nets, built and run in both phases."""
     texts = [case["prototxt"] for case in json.loads((GOLDEN / "layers" / "cases.json").read_text())]
     texts += [path.read_text() for path in sorted((GOLDEN / "filtering" / "nets").glob("*.prototxt"))]
-    for seed in count(600):
+    for seed in count(400):
         rng = random.Random(f"prototxt {part} {seed}")
         text = fuzzing.mutate_text(rng.choice(texts), texts, rng)
         with bounded(seed), fuzzing.only_our_errors(lambda: f"part {part}, seed {seed}:\n{text}"):  # noqa: B023
             fuzzing.use_net(text, tmp_path)
 
 
+def test_solvers(tmp_path: Path) -> None:
+    """Mutations of recorded solvers, which then make a step. They say how long to train, so passes are counted first."""
+    shutil.copytree(GOLDEN / "solvers", tmp_path / "s")
+    os.chdir("s")
+    texts = [path.read_text() for path in sorted(Path("prototxt").glob("*.prototxt"))]
+    for seed in count(120):
+        rng = random.Random(f"solver {seed}")
+        text = fuzzing.mutate_text(rng.choice(texts), texts, rng)
+        with bounded(seed), fuzzing.only_our_errors(lambda: f"seed {seed}:\n{text}"):  # noqa: B023
+            document = proto.parse_text(text, "SolverParameter")
+            document.message.snapshot_prefix = str(tmp_path / "snapshot")
+            solver = create_solver(document, device="cpu")
+            if document.message.iter_size < 100:
+                solver.step(1)
+
+
 @pytest.mark.parametrize(("files", "use", "cases"), [
-    (WEIGHTS, "weights", 400), ([WEIGHTS[1]], "weights", 100), (STATES, "state", 300), (BLOBS, "blob", 200)],
+    (WEIGHTS, "weights", 300), ([WEIGHTS[1]], "weights", 100), (STATES, "state", 200), (BLOBS, "blob", 100)],
     ids=["weights", "hdf5 weights", "states", "blobs"])
 def test_binary_files(files: list[Path], use: str, cases: int, tmp_path: Path) -> None:
     """Mutations of files that real Caffe wrote, read and loaded."""

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from small import PROTOTXT, SPEC, Small, write_onnx, write_small
 
 from caffe_compat.check import Difference, Options, Report, compare
@@ -45,6 +46,14 @@ def test_weights_in_hdf5_and_objects(net: Net) -> None:
     assert compare("small.prototxt:small.caffemodel.h5", SPEC).worst == 0
     assert compare(net, SPEC).worst == 0
     assert compare(SPEC, Small(net)).equal
+
+
+def test_every_device(device: torch.device, net: Net) -> None:
+    """The net on the device against the one on the CPU; exports run there as well."""
+    options = Options(device=str(device), allow_code=True)
+    assert compare(net, SPEC, options=options).equal
+    convert("small.prototxt", "small.caffemodel", "torch", "exported")
+    assert compare(net, "exported", options=options).equal
 
 
 def test_other_weights_differ_from_the_first_layer_on(net: Net) -> None:
