@@ -23,6 +23,8 @@ BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#444444"
 #: The backgrounds of the schedule's states, and of those it does not list.
 SHADES = {"prune": "#fde8d7", "losseval": "#fff7cc", "retrain": "#dcecfb", "final_retrain": "#dff3e3"}
 OTHER_SHADE = "#eeeeee"
+#: What the values of groups are called, where their names in the record are not words.
+GROUP_LABELS = {"punish": "punishment", "rank": "mean rank"}
 #: More layers than that are rows of a heat map, not lines; more groups or samples than that are thinned out.
 MANY_LAYERS, MANY_GROUPS, MANY_SAMPLES = 8, 256, 200
 #: The first layer's filters are shown as images if they are no smaller than this, and no more of them than that.
@@ -84,21 +86,22 @@ def ratios(rows: Sequence[Row]) -> Figure | None:
 
 
 def groups(rows: Sequence[Row], layer: str) -> Figure | None:
-    """What each weight group of a layer went through: heat maps of its punishment and its rank over the iterations, the
-    groups in the order in which they were pruned, those that are kept at the top. Where a group is pruned it is grey."""
-    samples = [row for row in of_kind(rows, "sample") if "punish" in row.get("layers", {}).get(layer, {})]
+    """What each weight group of a layer went through: heat maps of what the method keeps of it (punishment, rank...) over
+    the iterations, the groups in the order in which they were pruned, those that are kept at the top. Where a group is
+    pruned it is grey."""
+    samples = [row for row in of_kind(rows, "sample") if group_values(row.get("layers", {}).get(layer, {}))]
     if len(samples) < 2:
         return None
     samples = [samples[k] for k in _spread(len(samples), MANY_SAMPLES)]
     steps = [row["step"] for row in samples]
-    kinds = {"punish": "punishment", "rank": "mean rank"}
-    values = {key: np.array([row["layers"][layer][key] for row in samples], float) for key in kinds}  # None: NaN
-    order = _fate(values["rank"])
+    keys = group_values(samples[0]["layers"][layer])
+    values = {key: np.array([row["layers"][layer][key] for row in samples], float) for key in keys}  # None: NaN
+    order = _fate(values[keys[-1]])
     order = order[_spread(len(order), MANY_GROUPS)]
     unit = samples[0]["layers"][layer]["unit"]
-    figure, axes = _figure(2, HEIGHT * 1.7)
-    for panel, (key, label) in zip(axes, kinds.items()):
-        _heat_map(figure, panel, steps, values[key][:, order], label)
+    figure, axes = _figure(len(keys), HEIGHT * 0.85 * len(keys))
+    for panel, key in zip(axes, keys):
+        _heat_map(figure, panel, steps, values[key][:, order], GROUP_LABELS.get(key, key.replace("_", " ")))
         panel.set_ylabel(f"{len(order)} of {values[key].shape[1]} {unit}" if len(order) < values[key].shape[1] else unit)
     axes[-1].set_xlabel("iterations run")
     return figure
@@ -169,6 +172,11 @@ def savings(layers: Sequence[Mapping[str, Any]]) -> Figure | None:
 def of_kind(rows: Sequence[Row], what: str) -> list[Row]:
     """The rows that tell of `what`."""
     return [row for row in rows if row["what"] == what]
+
+
+def group_values(layer: Mapping[str, Any]) -> list[str]:
+    """The names of what a record's row tells of every group of a layer."""
+    return [key for key, value in layer.items() if isinstance(value, list)]
 
 
 def states(samples: Sequence[Row]) -> list[tuple[str, int, int]]:

@@ -146,7 +146,7 @@ class Run:
         published = [
             {"what": entry.what or "published", "before": entry.before, "speedup": entry.speedup, "after": entry.after,
              "source": entry.source}
-            for entry in self.experiment.published if entry.method == param.prune_method]
+            for entry in self.experiment.published if entry.method == self.plan["method"]]
         lines = [*published, measured]
         result = {**outcome.to_json(), "accuracies": {"before": before, "after": after}, "seconds": self.seconds,
                   "published": lines}

@@ -3,7 +3,7 @@
 An experiment is a folder with
 
     solver.prototxt             prunes, with the method the experiment is about
-    solver_<METHOD>.prototxt    prunes with another method
+    solver_<METHOD>.prototxt    prunes with another method, or another setting of it
     solver_baseline.prototxt    trains the weights to prune; without it they must be given
     train_val.prototxt          the net, or whatever the solvers name
     deploy.prototxt             the net for use
@@ -51,7 +51,7 @@ class Quick:
 class Published:
     """A published result to hold a run against. Accuracies are as the source writes them, in percent, top-1/top-5.
 
-    method: the prune_method; what: its name in the source, where that says more
+    method: the solver's, as in `Experiment.methods`; what: its name in the source, where that says more
     """
 
     method: str
@@ -93,26 +93,22 @@ class Experiment:
         return (self.folder / BASELINE_SOLVER).exists()
 
     def methods(self) -> dict[str, Path]:
-        """The solvers by the prune_method they name, the experiment's own first."""
+        """The solvers by the name that chooses them: what their file name says, the experiment's own by its prune_method."""
+        own = self.folder / MAIN_SOLVER
         others = sorted(path for path in self.folder.glob("solver_*.prototxt") if path.name != BASELINE_SOLVER)
-        found: dict[str, Path] = {}
-        for path in (self.folder / MAIN_SOLVER, *others):
-            found.setdefault(_method(path), path)
-        return found
+        return {self.main_method(): own} | {path.stem.removeprefix("solver_"): path for path in others}
 
-    def solver(self, method: str | None) -> Path:
-        """The solver that prunes with `method`, None for the experiment's own. Raises `CaffeError` if there is none."""
-        if method is None:
-            return self.folder / MAIN_SOLVER
+    def main_method(self) -> str:
+        """The prune_method of the experiment's own solver."""
+        return proto.read_text(self.folder / MAIN_SOLVER, "SolverParameter").message.prune_method
+
+    def solver(self, method: str) -> Path:
+        """The solver that prunes with `method`. Raises `CaffeError` if there is none."""
         methods = self.methods()
         if method not in methods:
             raise CaffeError(f'{self.name} has no solver for the method "{method}"{did_you_mean(method, methods)}; it has '
                              f"them for {', '.join(sorted(methods))}")
         return methods[method]
-
-
-def _method(path: Path) -> str:
-    return proto.read_text(path, "SolverParameter").message.prune_method
 
 
 def _root() -> Path:

@@ -129,7 +129,7 @@ class Recorder(SolverHook):
 
 
 def _has_groups(row: Row) -> bool:
-    return any("punish" in layer for layer in row.get("layers", {}).values())
+    return any(isinstance(value, list) for layer in row.get("layers", {}).values() for value in layer.values())
 
 
 def read_record(path: str | os.PathLike[str]) -> list[Row]:
