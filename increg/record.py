@@ -8,8 +8,8 @@ solver's number, which goes back when a better state is restored):
      "columns": 5.0, "punish": [0.01, null, ...], "rank": [3.2, null, ...]}, ...}}
     {"what": "test", "step": 5000, "iter": 5000, "accuracy": 0.9836, "loss": 0.05}
 
-Plain training has samples without `state`, `stage`, `ceiling` and `layers`. `punish` and `rank` (the mean over time) have
-one value a weight group, null once it is pruned. They are there while the schedule prunes, up to the sample after it, and
+Plain training has samples without `state`, `stage`, `ceiling` and `layers`. `punish` and `rank` (the mean over time), or what
+else the method's `numbers` are, have one value a weight group, null once it is pruned. They are there while the schedule prunes, up to the sample after it, and
 in long runs not in every sample: a step's distance from the last such sample is about 1/GROUP_SAMPLES of the step, so that
 the record of a large net stays small.
 """
@@ -33,6 +33,8 @@ Row = dict[str, Any]
 EVERY = 20
 #: How many samples with values of every group the first part of a run gets, and each doubling of its length again.
 GROUP_SAMPLES = 48
+#: Of layers with more groups than this (single weights), only every second, third... is kept.
+MOST_GROUPS = 5000
 
 
 class Recorder(SolverHook):
@@ -110,15 +112,15 @@ class Recorder(SolverHook):
 
     def _layer(self, layer: Any, groups: bool) -> Row:
         pruning = self.pruning
-        unit = f"{type(pruning.pruner.unit).__name__.lower()}s"
-        row = {"unit": unit, "target": float(layer.ratio_now), "pruned_ratio": float(layer.pruned_ratio),
+        unit = pruning.pruner.unit
+        row = {"unit": unit.plural, "target": float(layer.ratio_now), "pruned_ratio": float(layer.pruned_ratio),
                "rows": layer.num_rows, "columns": layer.num_columns}
         if groups:
-            table = pruning.pruner.table
-            pruned = table.row(table.pruned, layer.table_index).tolist()
-            for key, values in (("punish", table.punish), ("rank", table.score)):
-                values = table.row(values, layer.table_index).tolist()
-                row[key] = [None if gone else round(value, 6) for gone, value in zip(pruned, values)]
+            pruned = unit.pruned(layer.masks)
+            every = -(-len(pruned) // MOST_GROUPS)
+            for key, values in pruning.numbers(layer).items():
+                row[key] = [None if gone else float(f"{value:.5g}")
+                            for gone, value in zip(pruned[::every].tolist(), values[::every].tolist())]
         return row
 
     def _write(self, row: Row) -> None:
