@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .experiments import Quick
 
-#: Counts of iterations, which are divided by `Quick.factor`, and what is raised a little every iteration.
-INTERVALS = "losseval_interval", "retrain_test_interval"
-GROWTHS = ("AA",)
+#: Counts of iterations, which are divided by `Quick.factor`, and what grows by a bit in each, which is multiplied by it; in
+#: SolverParameter and in the methods' own messages.
+INTERVALS: dict[str, tuple[str, ...]] = {
+    "": ("losseval_interval", "retrain_test_interval"),
+    "greg_param": ("stabilize_reg_interval",),
+    "soft_prune_param": ("epoch",),
+    "afp_param": ("prune_iter",),
+}
+GROWTHS: dict[str, tuple[str, ...]] = {
+    "": ("AA",),
+    "greg_param": ("reg_granularity_pick", "reg_granularity_prune"),
+    "afp_param": ("alpha",),
+}
 #: Passes an iteration: one.
 PASSES = "iter_size", "iter_size_prune", "iter_size_losseval", "iter_size_retrain", "iter_size_final_retrain"
+#: Iterations of `plain_training`, before they are divided.
+TRAINING = 10000
 
 
 def hurry_solver(message: Any, quick: Quick) -> None:
@@ -24,17 +37,25 @@ def hurry_solver(message: Any, quick: Quick) -> None:
         if message.stepsize:
             message.stepsize = max(1, message.stepsize // factor)
     else:
-        for name in INTERVALS:
-            if getattr(message, name):
-                setattr(message, name, max(1, getattr(message, name) // factor))
-        for name in GROWTHS:
-            setattr(message, name, getattr(message, name) * factor)
+        for part, name in _given(message, INTERVALS):
+            setattr(part, name, max(1, getattr(part, name) // factor))
+        for part, name in _given(message, GROWTHS):
+            setattr(part, name, getattr(part, name) * factor)
     if quick.test_iter:
         message.test_iter[:] = [min(count, quick.test_iter) for count in message.test_iter]
     if quick.batch:
         for name in PASSES:
             if hasattr(message, name):
                 setattr(message, name, 1)
+
+
+def _given(message: Any, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[Any, str]]:
+    """The (message, field) of `names` that are not 0, in `message` and those of its parts that it has."""
+    for part, fields in names.items():
+        if part and not message.HasField(part):
+            continue
+        owner = getattr(message, part) if part else message
+        yield from ((owner, name) for name in fields if getattr(owner, name))
 
 
 def hurry_net(message: Any, quick: Quick, new: bool) -> Any:
@@ -59,6 +80,3 @@ def plain_training(solver: Any) -> Any:
     message.max_iter = TRAINING
     return message
 
-
-#: Iterations of that training, before they are divided.
-TRAINING = 10000

@@ -103,9 +103,9 @@ def alexnet_train_val() -> str:
 
 
 def convnet_train_val() -> str:
-    """cifar10_full with one ratio for all convolutions."""
-    return pruned_net("CIFAR10_full", cifar10.full_body, {"*": ratio(0.9, 0.5)}, ("cifar10_train_lmdb", "cifar10_test_lmdb"),
-                      (100, 100), mean_file="mean.binaryproto")
+    """cifar10_full. The solvers' prune_target decides on the ratio."""
+    return pruned_net("CIFAR10_full", cifar10.full_body, {}, ("cifar10_train_lmdb", "cifar10_test_lmdb"), (100, 100),
+                      mean_file="mean.binaryproto")
 
 
 def resnet56_train_val() -> str:
@@ -116,9 +116,8 @@ def resnet56_train_val() -> str:
 
 
 def vgg19_train_val() -> str:
-    """All convolutions but the first."""
-    return pruned_net("VGG-19", partial(vgg.cifar_body, classes=100), {"conv1_1": ratio(0), "*": ratio(0.9, 0.5)},
-                      ("cifar100_pad4_train_lmdb", "cifar100_test_lmdb"), (256, 100), mirror=True, crop_size=32,
+    """Nothing is pruned but by what the solver says."""
+    return pruned_net("VGG-19", partial(vgg.cifar_body, classes=100), {}, ("cifar100_pad4_train_lmdb", "cifar100_test_lmdb"), (256, 100), mirror=True, crop_size=32,
                       **CIFAR100_COLOUR)
 
 

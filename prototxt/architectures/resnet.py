@@ -97,7 +97,7 @@ def basic_body(n: NetSpec, depth: int, classes: int) -> Top:
         for k, name in enumerate(ascii_lowercase[:count]):
             halves = stage > 0 and k == 0
             top = _basic_unit(n, f"{first + stage}{name}", top, width << stage, 2 if halves else 1, halves)
-    top = average_pool(n, "pool_last", top)
+    top = average_pool(n, f"pool{first + len(BASIC_UNITS[depth])}", top)
     classifier = f"fc{classes}"
     n[classifier] = L.InnerProduct(top, num_output=classes, **MSRA, bias_filler={"type": "constant"})
     return n[classifier]
