@@ -11,7 +11,7 @@ from caffe_compat.cli import Parser
 from caffe_compat.cli import run as run_command
 
 #: The commands: modules of this package.
-COMMANDS = ("demo", "reproduce", "report")
+COMMANDS = "demo", "reproduce", "report", "compare"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

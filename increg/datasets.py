@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -17,7 +18,7 @@ from caffe_compat.db import create_database, datum_image, make_datum, open_datab
 from caffe_compat.errors import DataError
 from caffe_compat.registry import Registry
 from caffe_compat.tools.compute_image_mean import compute_image_mean, write_mean
-from caffe_compat.tools.convert_cifar_data import convert_cifar_data
+from caffe_compat.tools.convert_cifar_data import convert_cifar_data, read_cifar
 from caffe_compat.tools.convert_mnist_data import convert_mnist_data
 
 #: An image (channels, height, width) and its label.
@@ -41,7 +42,8 @@ class Dataset:
     """A data set. `shape` is that of its stored images, `files` what stands in a run's folder when all is made.
 
     `make(source, target)` makes them in the folder `target` from `source`, `source` being `wanted` (in words; None if
-    the set needs no source). It raises `DataError` for a source that lacks something. `ready` databases may also be given.
+    the set needs no source); `check(source)` makes nothing. Both raise `DataError` for a source that lacks something.
+    `read(source)` gives the images of "train" and "test" without databases, for sets that fit into memory.
     """
 
     shape: tuple[int, int, int]
@@ -49,6 +51,7 @@ class Dataset:
     wanted: str | None
     make: Callable[[Path, Path], None]
     check: Callable[[Path], None] = lambda source: None
+    read: Callable[[Path], Mapping[str, Iterable[Labelled]]] | None = None
 
 
 DATASETS: Registry[Dataset] = Registry("data set")
@@ -92,32 +95,38 @@ def _is_ready(dataset: Dataset, source: Path) -> bool:
 def make_digits(target: str | os.PathLike[str], shape: tuple[int, int, int] = (1, 28, 28),
                 names: tuple[str, str] = ("digits_train_lmdb", "digits_test_lmdb"), most: int | None = None) -> None:
     """Makes databases of 1397 images to train with and 400 to test with (or of `most` each) in `target`, under `names`;
-    leaves alone what is there.
+    leaves alone what is there. See `read_digits`."""
+    for name, images in zip(names, read_digits(shape).values()):
+        if not os.path.exists(database := os.path.join(target, name)):
+            _write(database, islice(images, most))
 
-    The images are scans of handwritten digits, 8x8 pixels of 0..16, that scikit-learn brings along (from the UCI
-    repository's "Optical Recognition of Handwritten Digits"); they are enlarged to the pixels of `shape`, 0..255,
-    bilinearly, the same in every channel. Both parts have the digits in equal shares.
+
+def read_digits(shape: tuple[int, int, int] = (1, 28, 28)) -> dict[str, Iterable[Labelled]]:
+    """Scans of handwritten digits, 8x8 pixels of 0..16, that scikit-learn brings along (from the UCI repository's
+    "Optical Recognition of Handwritten Digits"), enlarged to the pixels of `shape`, 0..255, bilinearly, the same in every
+    channel. Both parts have the digits in equal shares.
     """
     import cv2
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    parts = train_test_split(digits.images * (255 / 16), digits.target, test_size=DIGITS_TEST, stratify=digits.target,
-                             random_state=DIGITS_SPLIT_SEED)
+    train, test, train_labels, test_labels = train_test_split(
+        digits.images * (255 / 16), digits.target, test_size=DIGITS_TEST, stratify=digits.target,
+        random_state=DIGITS_SPLIT_SEED)
     channels, height, width = shape
 
     def enlarged(image: np.ndarray) -> np.ndarray:
         pixels = np.rint(cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)).astype(np.uint8)
         return np.broadcast_to(pixels, (channels, height, width))
 
-    for name, images, labels in zip(names, parts[:2], parts[2:]):
-        if not os.path.exists(database := os.path.join(target, name)):
-            _write(database, ((enlarged(image), label) for image, label in zip(images[:most], labels.tolist())))
+    return {"train": zip(map(enlarged, train), train_labels.tolist()), "test": zip(map(enlarged, test), test_labels.tolist())}
 
 
 DATASETS.add("digits")(Dataset((1, 28, 28), ("digits_train_lmdb", "digits_test_lmdb"), None,
-                               lambda source, target: make_digits(target)))
+                               lambda source, target: make_digits(target), read=lambda source: read_digits()))
+#: For experiments whose nets find their data by themselves.
+DATASETS.add("none")(Dataset((0, 0, 0), (), None, lambda source, target: None))
 
 
 # -- MNIST ------------------------------------------------------------------------------------------------------------
@@ -218,7 +227,8 @@ def _padded(item: Labelled) -> Labelled:
 
 
 DATASETS.add("cifar10")(Dataset((3, 32, 32), ("cifar10_train_lmdb", "cifar10_test_lmdb", "mean.binaryproto"), CIFAR10,
-                                make_cifar10))
+                                make_cifar10, read=lambda source: {name: images for name, (_, images)
+                                                                   in read_cifar(source).items()}))
 DATASETS.add("cifar10_pad4")(Dataset((3, 40, 40), ("cifar10_pad4_train_lmdb", "cifar10_test_lmdb"), CIFAR10,
                                      make_cifar10_padded))
 DATASETS.add("cifar100_pad4")(Dataset(

@@ -46,17 +46,18 @@ from .runfolder import (
 class Run:
     """One run, in the working folder, which messages call `folder`; what a user is to see goes to `out`.
 
-    `plan` are the fields of `reproduce.Plan`; `listeners` get every row of the records.
+    `plan` are the fields of `reproduce.Plan`; `listeners` get every row of the records; `page` says whether to draw a page.
     """
 
     def __init__(self, experiment: Experiment, plan: dict[str, Any], device: torch.device, folder: Path, out: TextIO,
-                 listeners: Sequence[Callable[[Row], None]] = ()) -> None:
+                 listeners: Sequence[Callable[[Row], None]] = (), page: bool = True) -> None:
         self.experiment = experiment
         self.plan = plan
         self.device = device
         self.folder = folder
         self.out = out
         self.listeners = listeners
+        self.page = page
         self.seconds: dict[str, float] = {}
 
     def run(self) -> None:
@@ -154,8 +155,10 @@ class Run:
         self.say(outcome.table())
         if published:
             self.say(f"\n{comparison(lines)}")
-        write_report(Path("."))
-        self.say(f"\nIn {self.folder}{os.sep}: the pruned weights {PRUNED} (for {DEPLOY}), {PAGE} to look at, "
+        if self.page:
+            write_report(Path("."))
+        self.say(f"\nIn {self.folder}{os.sep}: the pruned weights {PRUNED} (for {DEPLOY}), "
+                 f"{f'{PAGE} to look at, ' if self.page else ''}"
                  f"the numbers behind it {RECORD}, Caffe's log {LOG}")
 
     # -- helpers ------------------------------------------------------------------------------------------------------

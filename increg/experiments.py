@@ -36,12 +36,15 @@ SETTINGS, MAIN_SOLVER, BASELINE_SOLVER, DEPLOY = ("experiment.toml", "solver.pro
 class Quick:
     """The minutes-long version: all iterations divided by `factor`, what grows multiplied by it.
 
+    strength:  what penalties and their limits are multiplied by in addition; with `factor`, shorter pruning pushes weights as
+               far as the whole one
     images:    at most so many of the digits in each database, where they stand in for the data
     batch:     images of a batch, for training and for testing; None: as in the net
     test_iter: at most so many batches a test; None: as in the solver
     """
 
     factor: int = 10
+    strength: int = 1
     images: int | None = None
     batch: tuple[int, int] | None = None
     test_iter: int | None = None

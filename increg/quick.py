@@ -18,6 +18,11 @@ INTERVALS: dict[str, tuple[str, ...]] = {
 GROWTHS: dict[str, tuple[str, ...]] = {
     "": ("AA",),
     "greg_param": ("reg_granularity_pick", "reg_granularity_prune"),
+}
+#: What those grow to, and penalties that do not grow.
+LIMITS: dict[str, tuple[str, ...]] = {
+    "": ("target_reg",),
+    "greg_param": ("reg_upper_limit_pick", "reg_upper_limit"),
     "afp_param": ("alpha",),
 }
 #: Passes an iteration: one.
@@ -40,7 +45,9 @@ def hurry_solver(message: Any, quick: Quick) -> None:
         for part, name in _given(message, INTERVALS):
             setattr(part, name, max(1, getattr(part, name) // factor))
         for part, name in _given(message, GROWTHS):
-            setattr(part, name, getattr(part, name) * factor)
+            setattr(part, name, getattr(part, name) * factor * quick.strength)
+        for part, name in _given(message, LIMITS):
+            setattr(part, name, getattr(part, name) * quick.strength)
     if quick.test_iter:
         message.test_iter[:] = [min(count, quick.test_iter) for count in message.test_iter]
     if quick.batch:
