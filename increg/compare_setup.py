@@ -76,11 +76,16 @@ def make_experiment(experiment: Experiment, data: Path, folder: Path, iterations
     So that shorter pruning pushes weights as far, penalties are larger in the same proportion (`Quick.strength`).
     """
     folder.mkdir(parents=True, exist_ok=True)
-    net = proto.read_text(experiment.folder / _net(experiment), "NetParameter").message
+    with h5py.File(data / "test.h5") as file:
+        images = len(file["label"])
+    test_batch = min(TEST_BATCH, images)
+    net = proto.read_text(experiment.folder / _net(experiment), "NetParameter", proto.INCREG).message
     for layer in net.layer:
+        if layer.HasField("prune_param"):
+            layer.prune_param.ClearField("prune_ratio")  # the target decides
         if layer.type == "Data":
             phase = PHASES[layer.include[0].phase]
-            batch = TEST_BATCH if phase == "test" else layer.data_param.batch_size
+            batch = test_batch if phase == "test" else layer.data_param.batch_size
             layer.type = "HDF5Data"
             layer.hdf5_data_param.source = str((data / f"{phase}.txt").resolve())
             layer.hdf5_data_param.batch_size, layer.hdf5_data_param.shuffle = batch, phase == "train"
@@ -88,8 +93,7 @@ def make_experiment(experiment: Experiment, data: Path, folder: Path, iterations
             layer.ClearField("transform_param")
     proto.write_text(folder / "train_val.prototxt", net)
     (folder / DEPLOY).write_text((experiment.folder / DEPLOY).read_text())
-    with h5py.File(data / "test.h5") as file:
-        tests = len(file["label"]) // TEST_BATCH
+    tests = images // test_batch
     baseline = proto.read_text(experiment.folder / BASELINE_SOLVER, "SolverParameter").message
     factor = max(1, round(baseline.max_iter / iterations))
     quick = Quick(factor=factor, strength=factor)
@@ -109,7 +113,7 @@ def make_experiment(experiment: Experiment, data: Path, folder: Path, iterations
 def _write_solver(path: Path, message: Any, quick: Quick, tests: int) -> None:
     hurry_solver(message, quick)
     message.net = "train_val.prototxt"
-    message.test_iter[:] = [max(1, tests)]
+    message.test_iter[:] = [tests]
     message.display, message.test_initialization = 0, False
     message.snapshot = 0 if message.max_iter < 10 ** 6 else 1000
     proto.write_text(path, message)

@@ -226,11 +226,16 @@ def _padded(item: Labelled) -> Labelled:
     return padded, label
 
 
+def _check_cifar10(source: Path) -> None:
+    if source.is_dir():
+        read_cifar(source)  # lists the files, reads none of the images
+
+
 DATASETS.add("cifar10")(Dataset((3, 32, 32), ("cifar10_train_lmdb", "cifar10_test_lmdb", "mean.binaryproto"), CIFAR10,
-                                make_cifar10, read=lambda source: {name: images for name, (_, images)
+                                make_cifar10, _check_cifar10, read=lambda source: {name: images for name, (_, images)
                                                                    in read_cifar(source).items()}))
 DATASETS.add("cifar10_pad4")(Dataset((3, 40, 40), ("cifar10_pad4_train_lmdb", "cifar10_test_lmdb"), CIFAR10,
-                                     make_cifar10_padded))
+                                     make_cifar10_padded, _check_cifar10))
 DATASETS.add("cifar100_pad4")(Dataset(
     (3, 40, 40), ("cifar100_pad4_train_lmdb", "cifar100_test_lmdb"),
     "the folder of CIFAR-100's binary version (cifar-100-binary, from cifar-100-binary.tar.gz)", make_cifar100_padded,

@@ -163,7 +163,8 @@ class Report:
         before, after = (_layer_weights(read_weights(path)) for path in paths)
         first = next((name for name, values in before.items() if values.ndim == 4), None)
         names = [layer["name"] for layer in self.result.get("layers", [])] or list(before)
-        names = [name for name in names if name in after and before[name].shape == after[name].shape]
+        names = [name for name in names
+                 if name in before and name in after and before[name].shape == after[name].shape]
         first_filters = charts.filters(before[first], after[first]) if first in after else None
         return (self._grid([("filters", f"The filters of {first}", first_filters)])
                 + self._details(((f"weights-{name}", name, partial(charts.weights, before[name], after[name]))
@@ -204,6 +205,8 @@ class Report:
 
         import matplotlib
 
+        figure.get_layout_engine().execute(figure)
+        figure.set_layout_engine("none")  # laying out takes as long as drawing: once is enough
         safe = "".join(character if character.isalnum() or character in "-_" else "_" for character in name)
         with replacing(self.folder / CHARTS / f"{safe}.png") as temporary:
             figure.savefig(temporary, format="png", dpi=DPI)

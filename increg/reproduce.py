@@ -24,7 +24,7 @@ from caffe_compat.tools.flags import device_of
 from . import experiments
 from .datasets import check_source
 from .experiment_run import Run
-from .runfolder import LOG, open_folder
+from .runfolder import LOG, log_to, open_folder
 
 HELP = "run an experiment of the papers, and compare with the published numbers"
 
@@ -90,9 +90,9 @@ def run(args: argparse.Namespace, folder_name: str | None = None) -> None:
     listeners = []
     with chdir(folder), log_and_threads(experiment.threads):
         if args.tensorboard:
-            from .tensorboard import Logs
+            from .tensorboard import FOLDER, Logs
 
-            listeners.append(Logs("tensorboard").add)
+            listeners.append(Logs(f"{FOLDER}/pruning").add)
         Run(experiment, asdict(plan), chosen, folder, out, listeners).run()
 
 
@@ -110,8 +110,6 @@ def check_inputs(plan: Plan, experiment: experiments.Experiment) -> None:
 @contextmanager
 def log_and_threads(threads: int) -> Iterator[None]:
     """Caffe's log goes to LOG; `threads` of the CPU are used, 0 for as many as before."""
-    from .runfolder import log_to
-
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:
