@@ -135,7 +135,8 @@ class Runner:
             while (self.todo or self.running) and time.monotonic() < self.deadline:
                 for task in self._ready():
                     self.todo.remove(task)
-                    process = context.Process(target=work, args=(asdict(task), str(self.out), str(self.experiment), self.device))
+                    process = context.Process(
+                        target=work, args=(asdict(task), str(self.out), str(self.experiment), self.device))
                     process.start()
                     self.running[task] = process
                 self._reap()

@@ -149,8 +149,8 @@ class Run:
              "source": entry.source}
             for entry in self.experiment.published if entry.method == self.plan["method"]]
         lines = [*published, measured]
-        result = {"method": param.prune_method, **outcome.to_json(), "accuracies": {"before": before, "after": after}, "seconds": self.seconds,
-                  "published": lines}
+        result = {"method": param.prune_method, **outcome.to_json(), "accuracies": {"before": before, "after": after},
+                  "seconds": self.seconds, "published": lines}
         write_note(NOTE, {"plan": self.plan, "result": result})
         self.say(outcome.table())
         if published:

@@ -8,10 +8,10 @@ solver's number, which goes back when a better state is restored):
      "columns": 5.0, "punish": [0.01, null, ...], "rank": [3.2, null, ...]}, ...}}
     {"what": "test", "step": 5000, "iter": 5000, "accuracy": 0.9836, "loss": 0.05}
 
-Plain training has samples without `state`, `stage`, `ceiling` and `layers`. `punish` and `rank` (the mean over time), or what
-else the method's `numbers` are, have one value a weight group, null once it is pruned. They are there while the schedule prunes, up to the sample after it, and
-in long runs not in every sample: a step's distance from the last such sample is about 1/GROUP_SAMPLES of the step, so that
-the record of a large net stays small.
+Plain training has samples without `state`, `stage`, `ceiling` and `layers`. `punish` and `rank` (the mean over time), or
+what else the method's `numbers` are, have one value a weight group, null once it is pruned. They are there while the
+schedule prunes, up to the sample after it, and in long runs not in every sample: a step's distance from the last such
+sample is about 1/GROUP_SAMPLES of the step, so that the record of a large net stays small.
 """
 
 from __future__ import annotations

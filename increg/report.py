@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Iterator
 from functools import partial
 from html import escape
@@ -107,7 +106,7 @@ class Report:
         if self.result:
             return "finished" + (", a quick version: shows that all works, not how well" if self.plan.get("quick") else "")
         last = (self.rows or self.training or [{}])[-1]
-        return f"not finished: {last.get('state', 'training' if not self.rows else 'pruning')}, {last.get('step', 0)} iterations"
+        return f"not finished: {last.get('state', 'training')}, {last.get('step', 0)} iterations"
 
     # -- sections -------------------------------------------------------------------------------------------------------
 

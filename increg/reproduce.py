@@ -82,7 +82,8 @@ def run(args: argparse.Namespace, folder_name: str | None = None) -> None:
     experiment = experiments.load(args.name)
     chosen = device_of(args.gpu) or torch.device("cpu")
     data, weights = (None if path is None else os.path.abspath(path) for path in (args.data, args.weights))
-    plan = Plan(experiment.name, args.method or experiment.main_method(), data, weights, args.seed, args.quick, args.as_reference)
+    plan = Plan(experiment.name, args.method or experiment.main_method(), data, weights, args.seed, args.quick,
+                args.as_reference)
     check_inputs(plan, experiment)
     folder = open_folder(args.out, asdict(plan), folder_name or experiment.name)
     out = sys.stdout

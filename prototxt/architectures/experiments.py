@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from functools import partial
 
-from . import alexnet, cifar10, pruning, resnet, vgg
+from . import cifar10, pruning, resnet, vgg
 from .pruning import EXPERIMENTS, Files, deploy_text
 from .solvers import INCREG, PASSES, REFERENCE, SCHEDULE, SPATIAL, Settings, snapshots, solver, testing
 
 NET = "train_val.prototxt"
-NONE: Settings = {"layer": "*", "prune_ratio": 0.0}
 
 
-def ratios(**by_pattern: float) -> Settings:
-    """Ratios in the solver, by patterns of layer names; the others are not pruned, whatever the net says."""
-    return {"prune_ratios": [NONE, *({"layer": pattern, "prune_ratio": value} for pattern, value in by_pattern.items())]}
+def ratios(*, follow: bool = True, **by_pattern: float) -> Settings:
+    """Ratios in the solver, by patterns of layer names; the others are not pruned, whatever the net says. With `follow` every
+    layer loses the columns that read pruned rows: the nets' IF_update_row_col is for pruned columns, which must not take rows
+    along that are added to others."""
+    rest = {"layer": "*", "prune_ratio": 0.0, **({"IF_update_row_col": True} if follow else {})}
+    return {"prune_ratios": [rest, *({"layer": pattern, "prune_ratio": value} for pattern, value in by_pattern.items())]}
 
 
 def target(speedup: float) -> Settings:
@@ -81,7 +83,7 @@ def vgg16() -> Files:
     """IncReg over columns, and over kernel positions. deploy.prototxt is the published net's."""
     return {NET: pruning.vgg16_train_val(),
             "solver.prototxt": incregs(NET, "VGG-16", 5.0),
-            "solver_RegSpa_Col.prototxt": spatial(NET, "VGG-16", ratios(**{"conv[1-5]_*": 0.5, "conv1_1": 0.0}))}
+            "solver_RegSpa_Col.prototxt": spatial(NET, "VGG-16", ratios(follow=False, **{"conv[1-5]_*": 0.5, "conv1_1": 0.0}))}
 
 
 #: GReg's ratios: of the convolutions 2a and 2b in each stage.
@@ -94,7 +96,7 @@ def resnet50() -> Files:
     """IncReg over columns and kernel positions, GReg at four speedups, SFP. deploy.prototxt is the published net's."""
     files = {NET: pruning.resnet50_train_val(),
              "solver.prototxt": incregs(NET, "ResNet-50", 2.0),
-             "solver_RegSpa_Col.prototxt": spatial(NET, "ResNet-50", ratios(conv1=0.5, **{"*_branch2b": 0.5})),
+             "solver_RegSpa_Col.prototxt": spatial(NET, "ResNet-50", ratios(follow=False, conv1=0.5, **{"*_branch2b": 0.5})),
              "solver_SFP_Row.prototxt": soft("SFP", "ResNet-50", 0.3)}
     for speedup, shares in RESNET50_GREG.items():
         layers = ratios(**{f"res{stage}?_branch2[ab]": share for stage, share in enumerate(shares, start=2)})

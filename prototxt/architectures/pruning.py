@@ -117,7 +117,8 @@ def resnet56_train_val() -> str:
 
 def vgg19_train_val() -> str:
     """Nothing is pruned but by what the solver says."""
-    return pruned_net("VGG-19", partial(vgg.cifar_body, classes=100), {}, ("cifar100_pad4_train_lmdb", "cifar100_test_lmdb"), (256, 100), mirror=True, crop_size=32,
+    return pruned_net("VGG-19", partial(vgg.cifar_body, classes=100), {},
+                      ("cifar100_pad4_train_lmdb", "cifar100_test_lmdb"), (256, 100), mirror=True, crop_size=32,
                       **CIFAR100_COLOUR)
 
 

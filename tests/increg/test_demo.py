@@ -13,7 +13,6 @@ import threading
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 

@@ -1,0 +1,133 @@
+"""`increg compare`: a real, tiny comparison from end to end; its table; what it refuses; what it makes of an experiment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from caffe_compat import proto
+from caffe_compat.net import Net
+from increg import compare, datasets, experiments
+from increg.cli import main
+from increg.compare import Task, summary, table
+from increg.compare_setup import make_data, make_experiment
+
+pytest.importorskip("sklearn")
+ROOT = Path(__file__).parents[2]
+ARGUMENTS = ["compare", "digits", "--seeds", "1", "2", "--iterations", "60", "--jobs", "2", "--out", "run"]
+
+
+def run(folder: Path, *more: str) -> subprocess.CompletedProcess:
+    """The command, in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, "-m", "increg.cli", *ARGUMENTS, *more], cwd=folder, env=environment,
+                          capture_output=True, text=True, timeout=300)
+
+
+def test_a_comparison(tmp_path: Path) -> None:
+    """Two seeds, one method, stopped at once and continued; then nothing is left to do."""
+    first = run(tmp_path, "--methods", "Reg_Col", "--speedups", "3", "--minutes", "0.001")
+    assert first.returncode == 0, first.stderr
+    assert "Reg_Col" not in (tmp_path / "run" / "compare.txt").read_text()
+    second = run(tmp_path, "--methods", "Reg_Col", "--speedups", "3")
+    assert second.returncode == 0, second.stderr
+    assert "4/4" in second.stdout
+    found = json.loads((tmp_path / "run" / "compare.json").read_text())
+    (row,) = found["rows"]
+    assert row["method"] == "Reg_Col" and row["seeds"] == 2 and row["speedup"] == pytest.approx(3, rel=0.15)
+    assert row["before"] > 50 and row["after"] > 50 and row["after_sd"] is not None
+    runs = found["runs"]
+    assert runs["baseline_seed1"]["accuracy_before"] == runs["Reg_Col_3x_seed1"]["accuracy_before"]
+    assert runs["baseline_seed1"]["accuracy_before"] != runs["baseline_seed2"]["accuracy_before"] or (
+        (tmp_path / "run/baseline_seed1/baseline.caffemodel").read_bytes()
+        != (tmp_path / "run/baseline_seed2/baseline.caffemodel").read_bytes())
+    assert not list((tmp_path / "run").glob("*/snapshots"))
+    third = run(tmp_path, "--methods", "Reg_Col", "--speedups", "3")
+    assert third.returncode == 0 and "4/4" not in third.stdout
+    assert "Reg_Col" in third.stdout
+    other = run(tmp_path, "--iterations", "61")
+    assert other.returncode == 1 and "holds a comparison of other settings" in other.stderr
+
+
+def test_a_failed_run_is_reported(tmp_path: Path) -> None:
+    """A speedup that cannot be reached: the runs that can be made are made, the table is printed, the status is 1."""
+    result = run(tmp_path, "--speedups", "1000000", "--methods", "Reg_Col", "--seeds", "1")
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "1 runs failed: Reg_Col_1e+06x_seed1" in result.stderr
+    error = (tmp_path / "run" / "Reg_Col_1e+06x_seed1" / "error.txt").read_text()
+    assert "speedup" in error and "Traceback" not in error
+
+
+def test_the_data_are_what_the_net_would_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = experiments.load("digits")
+    make_data(experiment, None, tmp_path / "data")
+    datasets.provide("digits", None, tmp_path)
+    net = Net(experiment.folder / "train_val.prototxt", "TEST")
+    net.forward()
+    with h5py.File(tmp_path / "data" / "test.h5") as file:
+        assert len(file["data"]) == 400
+        np.testing.assert_array_equal(file["data"][:100], net.blobs["data"].data)
+        np.testing.assert_array_equal(file["label"][:100], net.blobs["label"].data)
+    make_experiment(experiment, tmp_path / "data", tmp_path / "made", 100, [2.0, 4.0])
+    derived = experiments.load(tmp_path / "made")
+    assert set(derived.methods()) == {"Reg_Col", "Reg_Col_2x", "Reg_Col_4x"}
+    param = proto.read_text(derived.solver("Reg_Col_4x"), "SolverParameter").message
+    assert param.prune_target.speedup == 4 and param.test_iter == [1]
+    assert param.AA == pytest.approx(0.001 * 12 * 12) and param.target_reg == pytest.approx(0.05 * 12)  # 1200 / 100
+    again = Net(tmp_path / "made" / "train_val.prototxt", "TEST")
+    again.forward()
+    np.testing.assert_array_equal(again.blobs["data"].data[:100], net.blobs["data"].data)
+
+
+def test_means_are_removed(tmp_path: Path) -> None:
+    """As the convnet's mean_file has it: the mean of the training images."""
+    pixels = {phase: np.random.default_rng(k).integers(0, 256, (12, 3, 32, 32), np.uint8)
+              for k, phase in enumerate(("train", "test"))}
+    for phase, images in pixels.items():
+        names = [f"data_batch_{k}.bin" for k in range(1, 6)] if phase == "train" else ["test_batch.bin"]
+        for name, part in zip(names, np.array_split(images, len(names))):
+            records = np.concatenate([np.full((len(part), 1), 7, np.uint8), part.reshape(len(part), -1)], 1)
+            records.tofile(tmp_path / name)
+    make_data(experiments.load("convnet"), str(tmp_path), tmp_path / "data")
+    for phase, images in pixels.items():
+        with h5py.File(tmp_path / "data" / f"{phase}.h5") as file:
+            np.testing.assert_allclose(file["data"][()], images - pixels["train"].mean(0), atol=1e-4)
+            assert set(file["label"][()]) == {7}
+
+
+def test_the_table(tmp_path: Path) -> None:
+    tasks = [Task(seed, method, 2.0) for method in ("A", "B") for seed in (1, 2)] + [Task(1, "C", 2.0)]
+    for task, after in zip(tasks, (0.7, 0.8, 0.9, 0.9)):
+        (tmp_path / task.name).mkdir()
+        (tmp_path / task.name / "run.json").write_text(json.dumps({"result": {
+            "accuracy_before": 0.85, "accuracy_after": after, "speedup": 2.0, "seconds": {"pruning": 10}}}))
+    rows = summary(tmp_path, tasks)
+    assert [(row["method"], row["after"], row["after_sd"]) for row in rows] == [
+        ("A", 75.0, pytest.approx(7.071, abs=1e-3)), ("B", 90.0, 0.0)]  # C has no finished run
+    lines = table(rows).splitlines()
+    assert lines[1].split()[:2] == ["2x", "B"] and "90.00 +- 0.00" in lines[1] and "-10.00 +- 7.07" in lines[2]
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ("convnet --data nowhere", "nowhere: there is no such folder or file; expected the folder of CIFAR-10's binary version"),
+    ("convnet --methods L3_Col", 'no solver for the method "L3_Col"'),
+    ("vgg16 --methods Reg_Col", "does not train its weights itself"),
+    ("resnet56 --data . --methods Reg_Col", "not one that is kept in memory"),
+    ("digits --methods Reg_Col --jobs 0", "--jobs is 0, expected 1 or more"),
+    ("digits --methods Reg_Col --device warp", "--device warp: "),
+])
+def test_bad_input(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                   capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["compare", *arguments.split(), "--out", "run"]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert compare.TABLE not in os.listdir(tmp_path)
