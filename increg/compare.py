@@ -125,7 +125,7 @@ class Runner:
         self.total = len(tasks)
         self.out, self.experiment, self.device, self.jobs = out, experiment, device, jobs
         self.deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
-        self.running: dict[Task, Any] = {}
+        self.running: dict[Task, tuple[Any, Any]] = {}
         self.failed: list[str] = []
 
     def run(self) -> list[str]:
@@ -135,19 +135,16 @@ class Runner:
             while (self.todo or self.running) and time.monotonic() < self.deadline:
                 for task in self._ready():
                     self.todo.remove(task)
-                    process = context.Process(
-                        target=work, args=(asdict(task), str(self.out), str(self.experiment), self.device))
-                    process.start()
-                    self.running[task] = process
+                    self.running[task] = _start(context, task, self.out, self.experiment, self.device)
                 self._reap()
                 if not self.running and not any(self._ready()):
                     break  # what is left waits for a baseline that failed
                 time.sleep(0.1)
         finally:
-            for process in self.running.values():
+            for process, listens in self.running.values():
                 if process.is_alive():
-                    os.kill(process.pid, signal.SIGINT)
-            for process in self.running.values():
+                    os.kill(process.pid, signal.SIGINT if listens.is_set() else signal.SIGTERM)
+            for process, _ in self.running.values():
                 process.join()
             self._reap()
         return self.failed
@@ -157,13 +154,13 @@ class Runner:
         return iter(able[:max(0, self.jobs - len(self.running))])
 
     def _reap(self) -> None:
-        for task, process in list(self.running.items()):
+        for task, (process, _) in list(self.running.items()):
             if process.is_alive():
                 continue
             process.join()
             del self.running[task]
             result = _result(self.out / task.name)
-            if not result and process.exitcode != INTERRUPTED:
+            if not result and process.exitcode not in STOPPED:
                 self.failed.append(task.name)
             done = self.total - len(self.todo) - len(self.running)
             print(f"{done:4}/{self.total}  {task.name:32}{_words(result)}", flush=True)
@@ -178,11 +175,24 @@ def _words(result: dict[str, Any]) -> str:
             f"{result['seconds']['pruning']:.0f} s")
 
 
-#: The exit status of a run that was told to stop.
+#: The exit statuses of a run that was told to stop: by SIGINT, with a snapshot; by SIGTERM, before it had begun.
 INTERRUPTED = 130
+STOPPED = INTERRUPTED, -signal.SIGTERM
 
 
-def work(task: dict[str, Any], out: str, experiment: str, device: str) -> None:
+def _start(context: Any, task: Task, out: Path, experiment: Path, device: str) -> tuple[Any, Any]:
+    """The process of a task, and an event that tells when it can be told to stop: before, SIGINT is ignored in it."""
+    listens = context.Event()
+    process = context.Process(target=work, args=(asdict(task), str(out), str(experiment), device, listens))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which the process inherits
+    try:
+        process.start()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    return process, listens
+
+
+def work(task: dict[str, Any], out: str, experiment: str, device: str, listens: Any) -> None:
     """One run, in a process of its own. Leaves `run.json` with a result, or `error.txt`."""
     job = Task(**task)
     folder = Path(out) / job.name
@@ -195,7 +205,10 @@ def work(task: dict[str, Any], out: str, experiment: str, device: str) -> None:
     plan = {"experiment": loaded.name, "method": case(job.method, job.speedup) if job.method else loaded.main_method(),
             "data": None, "weights": str(baseline) if job.method else None, "seed": job.seed, "quick": False,
             "as_reference": False}
+    (folder / ERROR).unlink(missing_ok=True)
     try:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        listens.set()
         with chdir(folder), log_to(LOG):
             current = Run(loaded, plan, torch.device(device), folder, sys.stdout, page=False)
             if job.method:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import h5py
@@ -20,47 +18,38 @@ from increg.compare import Task, summary, table
 from increg.compare_setup import make_data, make_experiment
 
 pytest.importorskip("sklearn")
-ROOT = Path(__file__).parents[2]
-ARGUMENTS = ["compare", "digits", "--seeds", "1", "2", "--iterations", "60", "--jobs", "2", "--out", "run"]
+ARGUMENTS = ["compare", "digits", "--iterations", "60", "--jobs", "2", "--methods", "Reg_Col", "--out", "run"]
 
 
-def run(folder: Path, *more: str) -> subprocess.CompletedProcess:
-    """The command, in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run([sys.executable, "-m", "increg.cli", *ARGUMENTS, *more], cwd=folder, env=environment,
-                          capture_output=True, text=True, timeout=300)
-
-
-def test_a_comparison(tmp_path: Path) -> None:
+def test_a_comparison(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     """Two seeds, one method, stopped at once and continued; then nothing is left to do."""
-    first = run(tmp_path, "--methods", "Reg_Col", "--speedups", "3", "--minutes", "0.001")
-    assert first.returncode == 0, first.stderr
+    monkeypatch.chdir(tmp_path)
+    arguments = [*ARGUMENTS, "--speedups", "3", "--seeds", "1", "2"]
+    assert main([*arguments, "--minutes", "0.001"]) == 0
     assert "Reg_Col" not in (tmp_path / "run" / "compare.txt").read_text()
-    second = run(tmp_path, "--methods", "Reg_Col", "--speedups", "3")
-    assert second.returncode == 0, second.stderr
-    assert "4/4" in second.stdout
+    assert main(arguments) == 0
+    assert "4/4" in capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "compare.json").read_text())
     (row,) = found["rows"]
     assert row["method"] == "Reg_Col" and row["seeds"] == 2 and row["speedup"] == pytest.approx(3, rel=0.15)
     assert row["before"] > 50 and row["after"] > 50 and row["after_sd"] is not None
-    runs = found["runs"]
+    runs, baselines = found["runs"], [tmp_path / "run" / f"baseline_seed{k}" / "baseline.caffemodel" for k in (1, 2)]
     assert runs["baseline_seed1"]["accuracy_before"] == runs["Reg_Col_3x_seed1"]["accuracy_before"]
-    assert runs["baseline_seed1"]["accuracy_before"] != runs["baseline_seed2"]["accuracy_before"] or (
-        (tmp_path / "run/baseline_seed1/baseline.caffemodel").read_bytes()
-        != (tmp_path / "run/baseline_seed2/baseline.caffemodel").read_bytes())
+    assert baselines[0].read_bytes() != baselines[1].read_bytes()
     assert not list((tmp_path / "run").glob("*/snapshots"))
-    third = run(tmp_path, "--methods", "Reg_Col", "--speedups", "3")
-    assert third.returncode == 0 and "4/4" not in third.stdout
-    assert "Reg_Col" in third.stdout
-    other = run(tmp_path, "--iterations", "61")
-    assert other.returncode == 1 and "holds a comparison of other settings" in other.stderr
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert "4/4" not in output and "Reg_Col" in output
+    assert main([*arguments, "--iterations", "61"]) == 1
+    assert "holds a comparison of other settings" in capsys.readouterr().err
 
 
-def test_a_failed_run_is_reported(tmp_path: Path) -> None:
-    """A speedup that cannot be reached: the runs that can be made are made, the table is printed, the status is 1."""
-    result = run(tmp_path, "--speedups", "1000000", "--methods", "Reg_Col", "--seeds", "1")
-    assert result.returncode == 1
-    assert result.stderr.count("\n") == 1 and "1 runs failed: Reg_Col_1e+06x_seed1" in result.stderr
+def test_a_failed_run_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """A speedup that cannot be reached: what can be run is run, the table is printed, the status is 1."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*ARGUMENTS, "--speedups", "1000000", "--seeds", "1"]) == 1
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1 and "1 runs failed: Reg_Col_1e+06x_seed1" in message
     error = (tmp_path / "run" / "Reg_Col_1e+06x_seed1" / "error.txt").read_text()
     assert "speedup" in error and "Traceback" not in error
 
@@ -72,19 +61,20 @@ def test_the_data_are_what_the_net_would_read(tmp_path: Path, monkeypatch: pytes
     datasets.provide("digits", None, tmp_path)
     net = Net(experiment.folder / "train_val.prototxt", "TEST")
     net.forward()
+    images, labels = net.blobs["data"].data, net.blobs["label"].data
     with h5py.File(tmp_path / "data" / "test.h5") as file:
         assert len(file["data"]) == 400
-        np.testing.assert_array_equal(file["data"][:100], net.blobs["data"].data)
-        np.testing.assert_array_equal(file["label"][:100], net.blobs["label"].data)
+        np.testing.assert_array_equal(file["data"][:100], images)
+        np.testing.assert_array_equal(file["label"][:100], labels)
     make_experiment(experiment, tmp_path / "data", tmp_path / "made", 100, [2.0, 4.0])
     derived = experiments.load(tmp_path / "made")
-    assert set(derived.methods()) == {"Reg_Col", "Reg_Col_2x", "Reg_Col_4x"}
+    assert sorted(derived.methods()) == ["Reg_Col", "Reg_Col_2x", "Reg_Col_4x"]
     param = proto.read_text(derived.solver("Reg_Col_4x"), "SolverParameter").message
-    assert param.prune_target.speedup == 4 and param.test_iter == [1]
+    assert (param.prune_target.speedup, *param.test_iter) == (4, 1)
     assert param.AA == pytest.approx(0.001 * 12 * 12) and param.target_reg == pytest.approx(0.05 * 12)  # 1200 / 100
     again = Net(tmp_path / "made" / "train_val.prototxt", "TEST")
     again.forward()
-    np.testing.assert_array_equal(again.blobs["data"].data[:100], net.blobs["data"].data)
+    np.testing.assert_array_equal(again.blobs["data"].data[:100], images)
 
 
 def test_means_are_removed(tmp_path: Path) -> None:
