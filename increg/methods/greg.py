@@ -130,7 +130,7 @@ class GReg(PruneMethod):
                             "before the groups are removed")
 
     def _scores(self) -> list[Tensor]:
-        scores = [self.unit.sums(layer.layout, layer.weight.tensor.abs()) / self.unit.weights(layer.layout)
+        scores = [self.unit.totals(layer.layout, layer.weight.tensor, torch.abs) / self.unit.weights(layer.layout)
                   for layer in self.pruner.pruned]
         return self.pruner.mean_over_ties(scores)
 
@@ -169,8 +169,8 @@ class GReg(PruneMethod):
         self._penalties = [None] * number
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:
-        sums = self.unit.sums(layer.layout, layer.weight.tensor.detach().abs())
-        return {"punish": self.penalty(layer), "score": sums / self.unit.weights(layer.layout)}
+        totals = self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.abs)
+        return {"punish": self.penalty(layer), "score": totals / self.unit.weights(layer.layout)}
 
 
 @METHODS.add("GReg1")

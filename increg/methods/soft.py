@@ -106,12 +106,12 @@ class SoftPruning(PruneMethod):
         return min(math.floor(written(layer.ratio) * share * self.unit.size(layer.layout)), self.pruner.count(layer))
 
     def _norms(self) -> list[Tensor]:
-        sums = [self.unit.sums(layer.layout, layer.weight.tensor.square()) for layer in self.pruner.pruned]
+        sums = [self.unit.totals(layer.layout, layer.weight.tensor, torch.square) for layer in self.pruner.pruned]
         return self.pruner.mean_over_ties([total.sqrt() for total in sums])
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:
         """The L2 norm, after which groups are chosen."""
-        return {"score": self.unit.sums(layer.layout, layer.weight.tensor.detach().square()).sqrt()}
+        return {"score": self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.square).sqrt()}
 
 
 def asymptotic(progress: float) -> float:

@@ -36,7 +36,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 
 
 def made(tiny: Tiny, name: str) -> tuple[Solver, PruneHook]:
-    return tiny.make(f'prune_method: "{name}" {SETTINGS[name.rpartition("_")[0]]} retrain_test_interval: 0 losseval_interval: 4')
+    settings = SETTINGS[name.rpartition("_")[0]]
+    return tiny.make(f'prune_method: "{name}" {settings} retrain_test_interval: 0 losseval_interval: 4')
 
 
 def test_none_is_forgotten() -> None:
@@ -130,7 +131,6 @@ DIGITS_SETTINGS = SETTINGS | {
     "AFP": "afp_param { alpha: 0.01 prune_iter: 80 }",
     "GReg1": "greg_param { lr_prune: 0.02 reg_granularity_prune: 0.1 stabilize_reg_interval: 20 }",
     "GReg2": "greg_param { lr_prune: 0.02 reg_granularity_pick: 0.002 reg_granularity_prune: 0.1 stabilize_reg_interval: 20 }",
-    "Reg": "AA: 0.005 target_reg: 0.2", "RegSpa": "AA: 0.005 target_reg: 0.2",
     **dict.fromkeys(("SFP", "ASFP", "SRFP", "ASRFP"), "soft_prune_param { epochs: 4 }"),
 }
 
