@@ -39,6 +39,7 @@ def progress(rows: Sequence[Row], before: float | None = None) -> Figure | None:
     samples, tests = of_kind(rows, "sample"), [row for row in of_kind(rows, "test") if row["accuracy"] is not None]
     if not samples:
         return None
+    end = max(row["step"] for row in rows)
     figure, axes = _figure(2 if tests else 1, HEIGHT * (1.6 if tests else 1))
     axes[0].plot(*_xy(samples, "loss"), color=BLUE, linewidth=0.8, label="training")
     if any(row.get("loss") is not None for row in tests):
@@ -54,8 +55,8 @@ def progress(rows: Sequence[Row], before: float | None = None) -> Figure | None:
             axes[1].legend(fontsize="small", loc="lower right")
         axes[1].ticklabel_format(axis="y", useOffset=False)
     for panel in axes:
-        panel.set_xlim(0, max(row["step"] for row in rows))
-        _shade_states(panel, samples)
+        panel.set_xlim(0, end)
+        _shade_states(panel, samples, end)
         panel.grid(alpha=0.3)
     _name_states(figure, samples)
     axes[-1].set_xlabel("iterations run")
@@ -77,7 +78,7 @@ def ratios(rows: Sequence[Row]) -> Figure | None:
         figure, (panel,) = _figure(1, HEIGHT)
         for name, line in zip(names, values.T):
             panel.plot(steps, line, label=name, linewidth=1.2)
-        _shade_states(panel, samples)
+        _shade_states(panel, samples, steps[-1])
         panel.set(ylim=(0, 1), xlim=(0, steps[-1]), ylabel="share of the weights pruned")
         panel.legend(fontsize="small", loc="best")
         panel.grid(alpha=0.3)
@@ -179,11 +180,12 @@ def group_values(layer: Mapping[str, Any]) -> list[str]:
     return [key for key, value in layer.items() if isinstance(value, list)]
 
 
-def states(samples: Sequence[Row]) -> list[tuple[str, int, int]]:
-    """(state, first step, last step) of the schedule's states one after the other, rows without a state left out."""
+def states(samples: Sequence[Row], end: int) -> list[tuple[str, int, int]]:
+    """(state, first step, last step) of the schedule's states one after the other up to the step `end`, rows without a
+    state left out."""
     spans = [(state, [row["step"] for row in group]) for state, group in groupby(samples, lambda row: row.get("state"))]
-    ends = [steps[0] for _, steps in spans[1:]] + [samples[-1]["step"]]
-    return [(state, steps[0], end) for (state, steps), end in zip(spans, ends) if state]
+    ends = [steps[0] for _, steps in spans[1:]] + [end]
+    return [(state, steps[0], last) for (state, steps), last in zip(spans, ends) if state]
 
 
 def _figure(panels: int, height: float) -> tuple[Figure, list[Axes]]:
@@ -200,15 +202,15 @@ def _xy(rows: Sequence[Row], key: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array([row["step"] for row in rows]), np.array([row.get(key) for row in rows], float)
 
 
-def _shade_states(axes: Axes, samples: Sequence[Row]) -> None:
-    for state, start, end in states(samples):
-        axes.axvspan(start, end, color=SHADES.get(state, OTHER_SHADE), zorder=0, linewidth=0)
+def _shade_states(axes: Axes, samples: Sequence[Row], end: int) -> None:
+    for state, start, last in states(samples, end):
+        axes.axvspan(start, last, color=SHADES.get(state, OTHER_SHADE), zorder=0, linewidth=0)
 
 
 def _name_states(figure: Figure, samples: Sequence[Row]) -> None:
     from matplotlib.patches import Patch
 
-    names = dict.fromkeys(state for state, _, _ in states(samples))
+    names = dict.fromkeys(row["state"] for row in samples if row.get("state"))
     if names:
         figure.legend(handles=[Patch(color=SHADES.get(name, OTHER_SHADE), label=name) for name in names],
                       fontsize="small", loc="outside upper center", ncols=4)
