@@ -102,9 +102,6 @@ class BatchNorm(Layer):
         if len(shapes[0]) < 2:
             raise self.error(f"BatchNorm takes a bottom of at least two axes, N x C, found {format_shape(shapes[0])}")
         self.channels = shapes[0][1]
-        self.by_batch = self.training
-        if self.param.HasField("use_global_stats"):
-            self.by_batch = not self.param.use_global_stats
         for shape in ((self.channels,), (self.channels,), (1,)):
             self.add_param(shape)
         specs = self.spec.param
@@ -138,6 +135,11 @@ class BatchNorm(Layer):
             variance_sum.mul_(fraction).add_(variance)
             divisor.mul_(fraction).add_(1)
         return y
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether it normalizes by the statistics of the batch, and not by its blobs."""
+        return not self.param.use_global_stats if self.param.HasField("use_global_stats") else self.training
 
     def fuse(self, scale: Scale | None) -> bool:
         """From now on does the work of the Scale layer that follows, which passes on what it gets; None ends that.
