@@ -137,23 +137,23 @@ class _Head:
 def _class_shares(head: _Head, samples: int) -> Iterator[Tensor]:
     """Runs batch after batch and yields each sample's share in the mean over classes: 1 / (classes n) for the first n met
     of a class, 0 for the others."""
-    counts = None
-    seen = 0
-    while counts is None or not bool((counts > wanted).all()):
-        head.run()
-        if counts is None:
-            classes = head.logits.shape[1]
-            wanted = max(1, samples // classes)
-            counts = torch.zeros(classes, dtype=torch.long, device=head.logits.device)
+    head.run()
+    classes = head.logits.shape[1]
+    wanted, seen = max(1, samples // classes), 0
+    counts = torch.zeros(classes, dtype=torch.long, device=head.logits.device)
+    while True:
         met = F.one_hot(head.labels, classes)
         earlier = (met.cumsum(0) - met + counts).gather(1, head.labels[:, None]).squeeze(1)
         counts += met.sum(0)
         seen += len(head.labels)
-        if seen > PATIENCE * classes * (wanted + 1) and not bool((counts > wanted).all()):
+        yield (earlier < wanted).to(head.logits.dtype) / (classes * wanted)
+        if bool((counts > wanted).all()):
+            return
+        if seen > PATIENCE * classes * (wanted + 1):
             raise SolverError(f"{head.layer.where}: class {int(counts.argmin())} of {classes} turned up {int(counts.min())} "
                               f"times in {seen} training samples, and {wanted + 1} are needed for this importance; set the "
                               "number of samples lower, or num_output of the last layer to the number of classes there are")
-        yield (earlier < wanted).to(head.logits.dtype) / (classes * wanted)
+        head.run()
 
 
 def _positions(net: Net) -> list[tuple[Callable[..., None], object]]:

@@ -114,11 +114,10 @@ def test_gradient_of_the_bare_condition() -> None:
     """Where neither 0.01 nor cap matters, it is the derivative of p along mean(p) = keep ratio; here of p less 0.01."""
     importance = torch.tensor([[0.8, 1.0, 1.3, 2.0]], dtype=torch.float64)
     real = torch.ones_like(importance, dtype=torch.bool)
-    around = [dsa_solve.probabilities((importance + 1e-8).log(),
-                                      dsa_solve.solve(importance, torch.tensor([keep], dtype=torch.float64), 3.0, real)[:, None],
-                                      3.0) for keep in (0.499, 0.501)]
-    at = dsa_solve.solve(importance, torch.tensor([0.5], dtype=torch.float64), 3.0, real)
-    wanted = (around[1] - around[0]) / 0.002
+    before, at, after = (dsa_solve.solve(importance, torch.tensor([keep], dtype=torch.float64), 3.0, real)
+                         for keep in (0.499, 0.5, 0.501))
+    least, most = (dsa_solve.probabilities((importance + 1e-8).log(), beta1[:, None], 3.0) for beta1 in (before, after))
+    wanted = (most - least) / 0.002
     np.testing.assert_allclose(dsa_solve.slopes(importance, at, 3.0, real), wanted, rtol=1e-3)
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pruning import layer_state
 
 from caffe_compat import Net, proto
 from caffe_compat.db import create_database, make_datum
 from increg import coupling, filters, ranking
 from increg.importance import ESTIMATORS, Filters
-from increg.statistics import STATISTICS
-from pruning import layer_state
+from increg.statistics import STATISTICS, as_when_testing
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "methods" / "orthoreg"
 CASES = json.loads((GOLDEN / "cases.json").read_text())
@@ -82,6 +82,7 @@ class Recorded:
             self.layers.append(state)
         self.places = filters.places(self.net, self.layers)
         self.links = coupling.from_net(self.net, self.layers, device)
+        self._unpruned: dict[str, list[torch.Tensor]] = {}
         self._start = [(layer, layer.state()) for layer in self.net.layers if layer.state() is not None]
         self._weights = [learnable.blob.tensor.detach().clone() for learnable in self.net.learnable]
 
@@ -109,6 +110,12 @@ class Recorded:
         return [estimator(filters.cut(layer, place, own),
                           None if statistic is None else filters.cut(layer, place, statistic))
                 for layer, place in zip(self.layers[:-1], self.places)]
+
+    def unpruned(self, name: str) -> list[torch.Tensor]:
+        """The importances in the net as it was; computed once."""
+        if name not in self._unpruned:
+            self._unpruned[name] = self.importances(name)
+        return self._unpruned[name]
 
     @torch.no_grad()
     def prune(self, chosen: list[torch.Tensor]) -> None:
@@ -138,8 +145,6 @@ def net(tmp_path_factory: pytest.TempPathFactory) -> Recorded:
 
 
 def test_the_net_is_the_recorded_one(net: Recorded) -> None:
-    from increg.statistics import as_when_testing
-
     net.restore()
     net.importances("L1")
     with as_when_testing(net.net), torch.no_grad():
@@ -158,7 +163,7 @@ def test_every_estimator_is_recorded() -> None:
 def test_importances_as_recorded(net: Recorded, name: str) -> None:
     net.restore()
     data = recorded()
-    for layer, found in zip(net.layers, net.importances(NAMES[name])):
+    for layer, found in zip(net.layers, net.unpruned(NAMES[name])):
         wanted = data[f"importance/{name}/{layer.name}"]
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOLERANCES.get(name, 1e-5) * np.abs(wanted).max(),
                                    err_msg=layer.name)
@@ -178,20 +183,15 @@ def test_mean_gradient_as_recorded(net: Recorded) -> None:
                                    atol=1e-5 * np.abs(recorded()[key]).max(), err_msg=key)
 
 
-def runs() -> list[dict]:
-    """RD takes a backward pass for each class, so of its three runs, which share their importances, one is enough."""
-    return [run for run in CASES["ranking"]["runs"] if run["estimator"] != "rdt" or run["percent"] == 50]
-
-
-@pytest.mark.parametrize("run", runs(), ids=lambda run: f"{run['estimator']}-{run['percent']}-{run['rounds']}")
+@pytest.mark.parametrize("run", CASES["ranking"]["runs"],
+                         ids=lambda run: f"{run['estimator']}-{run['percent']}-{run['rounds']}")
 def test_runs_as_recorded(net: Recorded, run: dict) -> None:
     """Importances on the net as pruned so far, ranking over the net, protection, cut; exactly the recorded filters."""
-    from increg.statistics import as_when_testing
-
     net.restore()
     originals = [layer.layout.rows for layer in net.layers[:-1]]
     for i, (ratio, wanted) in enumerate(zip(run["round_ratios"], run["each_round"])):
-        found = net.importances(NAMES[run["estimator"]])
+        name = NAMES[run["estimator"]]
+        found = net.importances(name) if i else net.unpruned(name)
         count = ranking.count_to_prune(ratio, sum(map(len, found)))
         chosen = ranking.least([ranking.protect(values, original) for values, original in zip(found, originals)], count)
         assert [part.nonzero().squeeze(1).tolist() for part in chosen] == wanted["pruned"], f"round {i + 1}"

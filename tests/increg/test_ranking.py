@@ -31,8 +31,9 @@ def test_least_over_layers() -> None:
 
 
 def test_equal_scores_go_in_order() -> None:
+    """All of the first layer, which gets one back."""
     chosen = ranking.least([torch.zeros(3), torch.zeros(3)], 3)
-    assert [part.tolist() for part in chosen] == [[False, True, True], [False, False, False]]  # all of layer 0, which gets one back
+    assert [part.tolist() for part in chosen] == [[False, True, True], [False, False, False]]
 
 
 def test_a_layer_keeps_its_best_filter() -> None:
