@@ -22,8 +22,8 @@ from torch import Tensor
 from ..coupling import Coupling
 from ..state import LayerState
 
-#: Tangents taken for one projection.
-TANGENTS = 12
+#: Tangents taken for one projection; values tried at once and how often, when going down one of them.
+TANGENTS, CANDIDATES, REFINEMENTS = 8, 33, 4
 
 
 @dataclass(frozen=True)
@@ -92,14 +92,27 @@ def pull(keep: Tensor, copy: Tensor, multiplier: Tensor, rho: float) -> Tensor:
 
 
 def project(point: Tensor, form: Cost, budget: float, least: Tensor) -> Tensor:
-    """The nearest ratios to `point` in [least, 1] with form(z) <= budget, nearly; `point` itself if it is such."""
+    """The nearest ratios to `point` in [least, 1] with form(z) <= budget, nearly; the least ratios if
+    there are none."""
     z = point.clamp(max=1).maximum(least)
     for _ in range(TANGENTS):
         slope = form.gradient(z)
-        over = form(z) - budget + slope @ (point - z)
-        step = (over / slope.square().sum().clamp(min=1e-12)).clamp(min=0)
-        z = (point - step * slope).clamp(max=1).maximum(least)
+        z = _half_space(point, slope, budget - form(z) + slope @ z, least)
     return z
+
+
+def _half_space(point: Tensor, slope: Tensor, limit: Tensor, least: Tensor) -> Tensor:
+    """The nearest ratios to `point` in [least, 1] with slope . z <= limit: point - m slope, cut off at the ends, m being
+    searched for between 0 and where all are at their least."""
+    most = torch.where(slope > 0, (point - least) / slope.clamp(min=1e-12), torch.zeros_like(slope)).amax().clamp(min=0)
+    low, high = torch.zeros_like(most), most
+    places = torch.linspace(0, 1, CANDIDATES, device=point.device)
+    for _ in range(REFINEMENTS):
+        steps = torch.lerp(low, high, places)
+        inside = (point - steps[:, None] * slope).clamp(max=1).maximum(least) @ slope <= limit
+        first = torch.where(inside.any(), inside.to(torch.uint8).argmax(), CANDIDATES - 1)
+        low, high = steps[(first - 1).clamp(min=0)], steps[first]
+    return (point - high * slope).clamp(max=1).maximum(least)
 
 
 def whole_filters(keep: Tensor, sizes: Sequence[int], form: Cost, budget: float, least: int = 1) -> list[int]:
