@@ -91,15 +91,13 @@ class Recorder(SolverHook):
 
     def _layer(self, layer: Any) -> Row:
         pruning = self.pruning
-        unit = f"{type(pruning.pruner.unit).__name__.lower()}s"
-        row = {"unit": unit, "target": float(layer.ratio_now), "pruned_ratio": float(layer.pruned_ratio),
+        unit = pruning.pruner.unit
+        row = {"unit": unit.plural, "target": float(layer.ratio_now), "pruned_ratio": float(layer.pruned_ratio),
                "rows": layer.num_rows, "columns": layer.num_columns}
         if "prune" in (pruning.stages.now.state, self._state):
-            table = pruning.pruner.table
-            pruned = table.row(table.pruned, layer.table_index).tolist()
-            for key, values in (("punish", table.punish), ("rank", table.score)):
-                values = table.row(values, layer.table_index).tolist()
-                row[key] = [None if gone else round(value, 6) for gone, value in zip(pruned, values)]
+            pruned = unit.pruned(layer.masks).tolist()
+            for key, values in pruning.numbers(layer).items():
+                row[key] = [None if gone else round(value, 6) for gone, value in zip(pruned, values.tolist())]
         return row
 
     def _write(self, row: Row) -> None:

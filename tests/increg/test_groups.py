@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from increg.groups import Column, Layout, Masks, Position, Row, sum_of_rows
+from increg.groups import Layout, Masks
+from increg.units import Column, Position, Row, sum_of_rows
 
 CASES = {
     "convolution": Layout((6, 4, 3, 2)),
