@@ -81,6 +81,7 @@ class PruneHook(SolverHook):
         if self._pruning:
             with torch.no_grad():
                 self.method.before_forward(solver.iter)
+        solver.set_weight_decay(self.method.weight_decay if self._pruning else None)
         if self.pruner.take_stock(self._pruning, lambda layer: self.stages.check_layer(layer, step)):
             self._stale_budget = True
         self.pruner.mask_weights()

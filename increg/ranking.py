@@ -42,10 +42,10 @@ def protect(importance: Tensor, originals: int, share: float = 0.05, by_number: 
     return importance.index_fill(0, safe.to(importance.device), PROTECTED)
 
 
-def least(importances: Sequence[Tensor], count: int) -> list[Tensor]:
+def least(importances: Sequence[Tensor], count: int, keep: int = 1) -> list[Tensor]:
     """For each layer, which filters (bool) are among the `count` least important of all layers'; of equals the first.
 
-    Every layer keeps at least one filter: the most important one stays where all would go.
+    Every layer keeps `keep` filters, or all if it has no more: its most important ones come back where too few would stay.
     """
     sizes = [len(values) for values in importances]
     everything = torch.cat(list(importances))
@@ -53,5 +53,6 @@ def least(importances: Sequence[Tensor], count: int) -> list[Tensor]:
     chosen[everything.argsort(stable=True)[:count]] = True
     parts = list(chosen.split(sizes))
     for part, values in zip(parts, importances):
-        part[values.argmax()] &= ~part.all()
+        best = values.argsort(descending=True, stable=True)[:keep]
+        part[best] &= (~part).sum() >= min(keep, len(part))
     return parts

@@ -43,6 +43,7 @@ def as_when_testing(net: Net) -> Iterator[None]:
 
 
 @STATISTICS.add("gradient")
+@torch.enable_grad()
 def mean_gradient(net: Net, samples: int, temperature: float = 1.0) -> Values:
     """The mean over samples of the loss's gradient; the loss is the net's own, averaged over each batch."""
     with as_when_testing(net):
@@ -55,6 +56,7 @@ def mean_gradient(net: Net, samples: int, temperature: float = 1.0) -> Values:
 
 
 @STATISTICS.add("curvature")
+@torch.enable_grad()
 def hessian_gradient(net: Net, samples: int, temperature: float = 200.0) -> Values:
     """H g (GraSP): g the gradient, H the Hessian of the loss of logits / temperature, means over the same samples:
     the first int(samples / classes) met of every class. Two rounds over these data.
@@ -63,7 +65,7 @@ def hessian_gradient(net: Net, samples: int, temperature: float = 200.0) -> Valu
     not turn up.
     """
     with as_when_testing(net):
-        head = _Head(net)
+        head = Head(net)
         start = _positions(net)
         weights: list[Tensor] = []
         gradient: Values = [None] * len(head.parameters)
@@ -81,11 +83,12 @@ def hessian_gradient(net: Net, samples: int, temperature: float = 200.0) -> Valu
 
 
 @STATISTICS.add("sensitivity")
+@torch.enable_grad()
 def squared_log_gradients(net: Net, samples: int, temperature: float = 1.0) -> Values:
     """Sum over batches and classes of batch size * p_c * (d mean of log p_c / d parameter)^2, p_c the batch's mean
     probability (RD in the KL form); one backward pass for each class and batch."""
     with as_when_testing(net):
-        head = _Head(net)
+        head = Head(net)
         result: Values = [None] * len(head.parameters)
         seen = 0
         while seen <= samples:
@@ -100,7 +103,7 @@ def squared_log_gradients(net: Net, samples: int, temperature: float = 1.0) -> V
         return head.by_learnable(result)
 
 
-class _Head:
+class Head:
     """The classes' scores before the net's softmax, with the graph of the last pass, and the labels."""
 
     def __init__(self, net: Net) -> None:
@@ -134,7 +137,7 @@ class _Head:
         return result
 
 
-def _class_shares(head: _Head, samples: int) -> Iterator[Tensor]:
+def _class_shares(head: Head, samples: int) -> Iterator[Tensor]:
     """Runs batch after batch and yields each sample's share in the mean over classes: 1 / (classes n) for the first n met
     of a class, 0 for the others."""
     head.run()

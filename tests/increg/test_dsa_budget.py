@@ -18,8 +18,8 @@ from increg import coupling
 from increg.coupling import Coupling
 from increg.methods import dsa_budget
 from increg.methods.dsa_budget import Cost
-from increg.methods.dsa_groups import keep_groups
 from increg.state import LayerState
+from increg.ties import find_ties, together
 
 CASES = json.loads((Path(__file__).parents[1] / "golden" / "methods" / "dsa" / "cases.json").read_text())["flops"]
 
@@ -38,23 +38,30 @@ def traced(model: str) -> tuple[list[LayerState], Coupling]:
     return layers, coupling.from_net(net, layers, torch.device("cpu"))
 
 
+def groups_of(layers: list[LayerState], links: Coupling) -> list[list[LayerState]]:
+    """The groups that share a keep ratio, without the classifier."""
+    return together([layer for layer in layers if layer.is_conv],
+                    [meeting.layers for meeting in find_ties(layers, links, depthwise=True)])
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["model"])
 def test_groups_as_recorded(case: dict) -> None:
     layers, links = traced(case["model"])
-    found = keep_groups([layer for layer in layers if layer.is_conv], links)
+    found = groups_of(layers, links)
     wanted = [sorted(name.removesuffix(".conv") for name in group["layers"]) for group in case["groups"]]
-    assert [sorted(layer.name for layer in group.layers) for group in found] == wanted
+    assert [sorted(layer.name for layer in group) for group in found] == wanted
     for group, recorded in zip(found, case["groups"]):
-        assert group.aligned is (len(set(recorded["channels_of_all"])) == 1)
-        if group.aligned:
-            assert group.leader.layout.rows == recorded["channels"]
+        assert group[0].layout.rows == recorded["channels"]
+    for meeting in find_ties(layers, links, depthwise=True):  # one mask fits all, or they are not pruned at all
+        (recorded,) = [group for group in case["groups"] if f"{meeting.layers[0].name}.conv" in group["layers"]]
+        assert meeting.aligned is (len(set(recorded["channels_of_all"])) == 1)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case["model"])
 def test_costs_as_recorded(case: dict) -> None:
     """Theirs count 2 for a multiply-add, and no classifier."""
     layers, links = traced(case["model"])
-    groups = [group.layers for group in keep_groups([layer for layer in layers if layer.is_conv], links)]
+    groups = groups_of(layers, links)
     form = dsa_budget.cost(layers, links, groups)
     quadratic = np.zeros((len(groups), len(groups)))
     for entry in case["quadratic"]:
@@ -122,6 +129,6 @@ def test_admm_reaches_the_budget() -> None:
 def test_whole_filters() -> None:
     form = Cost(torch.zeros(2, 2), torch.tensor([0.5, 0.5]), torch.tensor(0.0))
     assert dsa_budget.whole_filters(torch.tensor([0.5, 0.5]), [8, 8], form, 0.5) == [4, 4]
-    assert dsa_budget.whole_filters(torch.tensor([0.55, 0.58]), [10, 10], form, 0.565) == [5, 6]  # 0.55 costs, 0.6 would not fit
+    assert dsa_budget.whole_filters(torch.tensor([0.55, 0.58]), [10, 10], form, 0.565) == [5, 6]  # 6 and 6 cost 0.6
     assert dsa_budget.whole_filters(torch.tensor([0.9, 0.9]), [10, 10], form, 0.5) in ([1, 9], [5, 5], [9, 1])
     assert dsa_budget.whole_filters(torch.tensor([0.0, 1.0]), [3, 1], form, 1.0) == [1, 1]

@@ -1,0 +1,199 @@
+"""`DSA`, differentiable sparsity allocation (Ning et al., ECCV 2020, arXiv 2004.02164): how many filters each layer keeps
+is learned together with the weights, within a budget of multiply-adds.
+
+Layers whose rows go together have one keep ratio a = sigmoid(theta) and one mask, drawn in every iteration from
+probabilities with mean a that rise with the filters' importance (`dsa_solve`). The loss's gradient by the mask goes
+straight through the draw to the probabilities, and from there to a and theta; `dsa_budget` holds the ratios to the
+budget: the speedup of prune_target, or that of the layers' prune_ratios. beta2 rises, so that probabilities harden. At the
+end each group keeps its most important filters, as many as the budget allows.
+
+Probabilities, their gradient, importance and the mask's place are those of the authors' code; the published code neither
+trains nor keeps a budget. Ours: Adam on theta, the projection, the schedule of beta2, one draw an iteration, the number
+kept being the ratio rounded within the budget, and that the most probable filter of a group is never masked.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from caffe_compat.errors import SolverError
+
+from .. import filters
+from ..state import LayerState
+from ..ties import together
+from . import dsa_budget, dsa_solve
+from .base import METHODS, PruneMethod, least, seed_of, units, written
+from .dsa_mask import FilterMasks
+
+if TYPE_CHECKING:
+    from ..config import PruneConfig
+    from ..pruner import Pruner
+
+log = logging.getLogger(__name__)
+#: Adam's decay rates and its small number.
+ADAM = (0.9, 0.999, 1e-8)
+
+
+@METHODS.add("DSA")
+class DSA(PruneMethod):
+    """Tables have a row for each group, filters aligned to the left; flat vectors the filters of all layers in order."""
+
+    units = units("Row")
+    settings = "dsa_param"
+    coupled = "TOGETHER"
+    chooses_ratios = True
+
+    def __init__(self, config: PruneConfig) -> None:
+        super().__init__(config)
+        param = self.param
+        for name in ("keep_lr", "rho", "beta2_first", "beta2_last", "project_every"):
+            if getattr(param, name) <= 0:
+                self.fail(f"dsa_param: {name} is {getattr(param, name):g}, expected more than 0")
+        if not dsa_solve.FLOOR < param.least_ratio < 1:
+            self.fail(f"dsa_param: least_ratio is {param.least_ratio:g}, expected a share above {dsa_solve.FLOOR:g}, the least "
+                      "probability there is, and below 1")
+        self.iterations = param.iterations or config.max_iter // 2
+        if self.iterations < 1:
+            self.fail("dsa_param: iterations is 0, and so is half of max_iter; give the length of the search")
+        if config.target is not None and not config.target.HasField("speedup"):
+            self.fail("prune_target asks for compression; DSA's budget is of multiply-adds: give a speedup instead")
+        self.steps = 0
+
+    def bind(self, pruner: Pruner) -> None:
+        """Lays out groups and the budget."""
+        super().bind(pruner)
+        device = pruner.device
+        self.groups = together(pruner.pruned, pruner.ties)
+        self._layers = [layer for group in self.groups for layer in group]
+        places = filters.places(pruner.net, self._layers)
+        self._masks = FilterMasks(pruner.net, self._layers, places)
+        self._scales = self._find_scales(dict(zip((layer.index for layer in self._layers), places)))
+        self.sizes = [group[0].layout.rows for group in self.groups]
+        width, owner = max(self.sizes), [g for g, group in enumerate(self.groups) for _ in group]
+        self.real = torch.arange(width, device=device) < torch.tensor(self.sizes, device=device)[:, None]
+        self._index = torch.cat([owner[i] * width + torch.arange(layer.layout.rows) for i, layer in
+                                 enumerate(self._layers)]).to(device)
+        self._leaders = torch.cat([g * width + torch.arange(size) for g, size in enumerate(self.sizes)]).to(device)
+        form = dsa_budget.cost(pruner.layers, pruner.coupling, self.groups, counts_fc=self.config.speedup_counts_fc)
+        self.form = form.relative().to(device)
+        ratios = torch.tensor([1 - written(group[0].ratio) for group in self.groups], device=device)
+        target = self.config.target
+        self.budget = 1 / target.speedup if target is not None else float(self.form(ratios))
+        self._least = torch.tensor([max(written(self.param.least_ratio), self.config.least_groups / size)
+                                    for size in self.sizes], device=device)
+        self._check_budget()
+        self.theta = torch.full((len(self.groups),), self.param.first_logit, device=device)
+        self._moments = torch.zeros(2, len(self.groups), device=device)
+        self.keep = torch.sigmoid(self.theta)
+        self.copy = dsa_budget.project(self.keep, self.form, self.budget, self._least)
+        self.multiplier = torch.zeros_like(self.keep)
+        self.probability = torch.zeros(self.real.shape, device=device)
+        self._generator = torch.Generator().manual_seed(seed_of(self.param.seed, self.config))
+
+    def _find_scales(self, places: dict[int, filters.Places]) -> list[int]:
+        """The learnable blobs of the groups' scales, if importance goes by them."""
+        if self.param.importance != self.param.BN:
+            return []
+        found = [places[group[0].index].scale for group in self.groups]
+        for group, place in zip(self.groups, found):
+            if place is None:
+                raise SolverError(f"{group[0].where}: dsa_param asks for the importance BN, and this layer has no BatchNorm "
+                                  "with a Scale behind it; set importance: CONV, or the layer's prune_ratio to 0")
+        return found
+
+    def _check_budget(self) -> None:
+        lowest = float(self.form(self._least))
+        if lowest > self.budget:
+            self.fail(f"prune_target speedup: {1 / self.budget:g} cannot be met by {self.config.name}: {1 / lowest:.4g} is "
+                      f"what least_ratio {self.param.least_ratio:g} and least_groups {self.config.least_groups} leave; set "
+                      "these lower, or give more layers a prune_ratio")
+
+    # -- the search -----------------------------------------------------------------------------------------------------
+
+    @property
+    def beta2(self) -> float:
+        """How hard probabilities are in this iteration."""
+        first, last = self.param.beta2_first, self.param.beta2_last
+        progress = min(1.0, self.steps / max(1, self.iterations - 1))
+        if self.param.beta2_schedule == self.param.LINEAR:
+            return first + (last - first) * progress
+        return first * (last / first) ** progress
+
+    def importances(self) -> Tensor:
+        """Of each group's first layer (groups, width), 0 for padding."""
+        if self._scales:
+            parts = [self.pruner.net.learnable[index].blob.tensor.detach().abs() for index in self._scales]
+        else:
+            parts = [self.unit.sums(group[0].layout, group[0].weight.tensor.detach().abs()) for group in self.groups]
+        table = torch.zeros(self.real.numel(), device=self.real.device)
+        return table.index_copy_(0, self._leaders, torch.cat(parts)).view(self.real.shape)
+
+    def before_forward(self, iteration: int) -> None:
+        if self.steps >= self.iterations:
+            self._harden()
+            return
+        importance = self.importances()
+        self._log_beta1 = dsa_solve.solve(importance, self.keep, self.beta2, self.real)
+        self.probability = dsa_solve.probabilities((importance + dsa_solve.EPSILON).log(), self._log_beta1[:, None],
+                                                   self.beta2).mul_(self.real)
+        self._importance = importance
+        drawn = torch.rand(self.real.shape, generator=self._generator).to(self.real.device, non_blocking=True)
+        mask = (drawn < self.probability).to(importance.dtype)
+        mask.scatter_(1, self.probability.argmax(1, keepdim=True), 1)
+        self._masks.put(mask.view(-1)[self._index])
+
+    def gradients_ready(self, iteration: int) -> None:
+        if self.steps >= self.iterations:
+            return
+        by_filter = self._masks.take()
+        table = torch.zeros(self.real.numel(), device=self.real.device)
+        by_mask = table.index_add_(0, self._index, by_filter).view(self.real.shape)
+        slopes = dsa_solve.slopes(self._importance, self._log_beta1, self.beta2, self.real)
+        by_keep = (by_mask * slopes).sum(1) + dsa_budget.pull(self.keep, self.copy, self.multiplier, self.param.rho)
+        self.steps += 1
+        self._adam(by_keep * self.keep * (1 - self.keep))
+        self.keep = torch.sigmoid(self.theta)
+        if self.steps % self.param.project_every == 0:
+            self.copy = dsa_budget.project(self.keep + self.multiplier, self.form, self.budget, self._least)
+            self.multiplier = self.multiplier + self.keep - self.copy
+
+    def _adam(self, grad: Tensor) -> None:
+        first, second, small = ADAM
+        mean, square = self._moments
+        mean.lerp_(grad, 1 - first)
+        square.lerp_(grad.square(), 1 - second)
+        scale = (square / (1 - second ** self.steps)).sqrt_().add_(small)
+        self.theta.addcdiv_(mean, scale, value=-self.param.keep_lr / (1 - first ** self.steps))
+
+    def _harden(self) -> None:
+        """Prunes all but the most important filters of each group."""
+        kept = dsa_budget.whole_filters(self.copy, self.sizes, self.form, self.budget, self.config.least_groups)
+        for group, importance, size, keep in zip(self.groups, self.importances(), self.sizes, kept):
+            rows = least(importance[:size], size - keep)
+            for layer in group:
+                self.pruner.prune(layer, rows)
+            log.info("DSA keeps %d of %d rows of %s", keep, size, ", ".join(layer.name for layer in group))
+        self.pruner.finish()
+
+    # -- what is kept and shown -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        return {"steps": self.steps, "theta": self.theta, "moments": self._moments, "copy": self.copy,
+                "multiplier": self.multiplier, "probability": self.probability, "generator": self._generator.get_state()}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        device = self.real.device
+        self.steps = state["steps"]
+        self.theta, self._moments, self.copy, self.multiplier, self.probability = (
+            state[name].to(device) for name in ("theta", "moments", "copy", "multiplier", "probability"))
+        self.keep = torch.sigmoid(self.theta)
+        self._generator.set_state(state["generator"])
+
+    def numbers(self, layer: LayerState) -> dict[str, Tensor]:
+        """score: the filters' probabilities of being kept."""
+        row = next(g for g, group in enumerate(self.groups) if layer in group)
+        return {"score": self.probability[row, :self.sizes[row]]}
