@@ -33,6 +33,7 @@ class PruneConfig:
     settings: Any                         # the method's own message (greg_param ...), None if it has none
     seed: int                             # random_seed, -1 if there is none
     max_iter: int
+    iter_size: int                        # passes an iteration while pruning: iter_size times iter_size_prune
     ratios: list[Any]                     # prune_ratios
     target: Any                           # prune_target, None if there is none
     coupled: str                          # coupled_rows
@@ -87,6 +88,7 @@ def read_config(param: Any, where: str, as_reference: bool = False) -> PruneConf
     config = PruneConfig(
         where=where, name=name, method=method, unit=unit,
         settings=getattr(param, method.settings) if method.settings else None, seed=param.random_seed, max_iter=param.max_iter,
+        iter_size=param.iter_size * param.iter_size_prune,
         ratios=list(param.prune_ratios), target=param.prune_target if param.HasField("prune_target") else None,
         coupled=enum_name(param, "coupled_rows") if param.HasField("coupled_rows") else method.coupled,
         least_groups=param.least_groups, unit_punishment=param.AA, scheme=1 if param.IF_scheme1_when_Reg_rank else 2,

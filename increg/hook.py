@@ -72,19 +72,23 @@ class PruneHook(SolverHook):
             say(line)
         self.stages.begin()
         if not self._resumed:
-            self.method.begin()
+            with torch.no_grad():
+                self.method.begin()
         self._hold_method_rate()
 
     def on_start(self, solver: Solver) -> None:
         """Neighbours follow, finished layers are found, weights are masked."""
-        step = solver.iter + 1
         if self._pruning:
             with torch.no_grad():
                 self.method.before_forward(solver.iter)
         solver.set_weight_decay(self.method.weight_decay if self._pruning else None)
+        self._take_stock()
+        self.pruner.mask_weights()
+
+    def _take_stock(self) -> None:
+        step = self.solver.iter + 1
         if self.pruner.take_stock(self._pruning, lambda layer: self.stages.check_layer(layer, step)):
             self._stale_budget = True
-        self.pruner.mask_weights()
 
     def on_gradients_ready(self, solver: Solver) -> None:
         """Diffs are masked."""
@@ -107,6 +111,8 @@ class PruneHook(SolverHook):
         if self._pruning:
             with torch.no_grad():
                 self.method.updated(solver.iter)
+            if self.pruner.settled:
+                self._take_stock()
         self.stages.after_update()
         if before[0] == "prune" != now.state:
             self._leave_pruning()
@@ -118,10 +124,11 @@ class PruneHook(SolverHook):
 
     @property
     def _pruning(self) -> bool:
-        return self.stages.now.state == "prune"
+        """Whether the method has its say."""
+        return self.stages.now.state == "prune" and not self.pruner.settled
 
     def _hold_method_rate(self) -> None:
-        if self._pruning and self.method.rate is not None:
+        if self.stages.now.state == "prune" and self.method.rate is not None:
             self.set_rate(np.float32(self.method.rate))
 
     def _leave_pruning(self) -> None:

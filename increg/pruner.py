@@ -8,10 +8,12 @@ is unsettled.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import ceil
 
 import torch
 from torch import Tensor
 
+from caffe_compat.layers.data import ReadingLayer
 from caffe_compat.net import Net
 
 from .budget import Budget, measure
@@ -19,6 +21,7 @@ from .config import PruneConfig
 from .coupling import Coupling
 from .ratios import groups_to_prune
 from .state import LayerState
+from .trainer import say
 from .units import Row
 
 
@@ -131,8 +134,13 @@ class Pruner:
         self._fresh[layer.index] = layer
         self.changed = True
 
+    @property
+    def settled(self) -> bool:
+        """Whether the method has pruned all that it is going to prune."""
+        return all(layer.settled for layer in self.layers)
+
     def finish(self) -> None:
-        """Says that the method has pruned all that it is going to prune; the schedule moves on with the next iteration."""
+        """Says that the method has pruned all that it is going to prune; the schedule moves on."""
         for layer in self.layers:
             layer.settled = True
         self.changed = True
@@ -140,6 +148,17 @@ class Pruner:
     def count(self, layer: LayerState) -> int:
         """How many of a layer's groups are to be pruned, so that some are left."""
         return groups_to_prune(layer, self.config)
+
+    def iterations_per_epoch(self) -> int | None:
+        """How many iterations read the training data once, None if no layer tells how much there is."""
+        for layer in self.net.layers if self.net else ():
+            if isinstance(layer, ReadingLayer) and layer.records:
+                return max(1, ceil(layer.records / (layer.batch_size() * self.config.iter_size)))
+        return None
+
+    def say(self, line: str) -> None:
+        """Prints a line as the schedule does."""
+        say(f"[app] {line}")
 
     def mean_over_ties(self, scores: Sequence[Tensor]) -> list[Tensor]:
         """One score vector for each of `pruned`, those of layers that go together replaced by their mean."""

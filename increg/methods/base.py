@@ -44,7 +44,7 @@ class PruneMethod:
         regularize        penalties may be added to `layer.weight.grad`, which is divided and has weight decay by now
         updated           weights are new
 
-    All but `begin` and `gradients_ready` run while torch records no gradients. `self.pruner` has the layers
+    All run while torch records no gradients. `self.pruner` has the layers
     (`pruner.pruned`: those with a ratio) and does what takes more than tensors: `prune`, `finish`, `gradients`.
     Settings are checked in `__init__`, which raises `SolverError`; what a run needs is made in `bind`.
     """
