@@ -1,15 +1,17 @@
 """`DSA`, differentiable sparsity allocation (Ning et al., ECCV 2020, arXiv 2004.02164): how many filters each layer keeps
 is learned together with the weights, within a budget of multiply-adds.
 
-Layers whose rows go together have one keep ratio a = sigmoid(theta) and one mask, drawn in every iteration from
-probabilities with mean a that rise with the filters' importance (`dsa_solve`). The loss's gradient by the mask goes
-straight through the draw to the probabilities, and from there to a and theta; `dsa_budget` holds the ratios to the
-budget: the speedup of prune_target, or that of the layers' prune_ratios. beta2 rises, so that probabilities harden. At the
-end each group keeps its most important filters, as many as the budget allows.
+Layers whose rows go together have one keep ratio and one mask, drawn in every iteration from probabilities with that mean
+that rise with the filters' importance (`dsa_solve`). The loss's gradient by the mask goes straight through the draw to the
+probabilities, and from there to the ratio; `dsa_budget` holds the ratios to the budget: the speedup of prune_target, or
+that of the layers' prune_ratios. beta2 rises, so that probabilities harden. At the end each group keeps its most
+important filters, as many as the budget allows.
 
-Probabilities, their gradient, importance and the mask's place are those of the authors' code; the published code neither
-trains nor keeps a budget. Ours: Adam on theta, the projection, the schedule of beta2, one draw an iteration, the number
-kept being the ratio rounded within the budget, and that the most probable filter of a group is never masked.
+Probabilities, their gradient, importance, the mask's place and the first ratio are those of the authors' code; what is
+published neither trains nor keeps a budget. Ours: steps on the ratios themselves, by Adam, not on their logits (which
+hardly move at the ends); linearized ADMM and its projection; a budget that falls during the search; the schedule of
+beta2; one draw an iteration; that the most probable filter of a group is never masked; and how ratios become whole
+numbers within the budget.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 #: Adam's decay rates and its small number.
 ADAM = (0.9, 0.999, 1e-8)
+#: How far the loss alone can move a keep ratio in a search, by the default keep_lr.
+PATH = 1
 
 
 @METHODS.add("DSA")
@@ -50,9 +54,12 @@ class DSA(PruneMethod):
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config)
         param = self.param
-        for name in ("keep_lr", "rho", "beta2_first", "beta2_last", "project_every"):
+        for name in ("rho", "beta2_first", "beta2_last", "project_every"):
             if getattr(param, name) <= 0:
                 self.fail(f"dsa_param: {name} is {getattr(param, name):g}, expected more than 0")
+        if not param.least_ratio < param.first_ratio <= 1:
+            self.fail(f"dsa_param: first_ratio is {param.first_ratio:g}, expected more than least_ratio, "
+                      f"{param.least_ratio:g}, and at most 1")
         if not dsa_solve.FLOOR < param.least_ratio < 1:
             self.fail(f"dsa_param: least_ratio is {param.least_ratio:g}, expected a share above {dsa_solve.FLOOR:g}, the least "
                       "probability there is, and below 1")
@@ -61,6 +68,7 @@ class DSA(PruneMethod):
             self.fail("dsa_param: iterations is 0, and so is half of max_iter; give the length of the search")
         if config.target is not None and not config.target.HasField("speedup"):
             self.fail("prune_target asks for compression; DSA's budget is of multiply-adds: give a speedup instead")
+        self.keep_lr = param.keep_lr or PATH / self.iterations
         self.steps = 0
 
     def bind(self, pruner: Pruner) -> None:
@@ -86,10 +94,10 @@ class DSA(PruneMethod):
         self._least = torch.tensor([max(written(self.param.least_ratio), self.config.least_groups / size)
                                     for size in self.sizes], device=device)
         self._check_budget()
-        self.theta = torch.full((len(self.groups),), self.param.first_logit, device=device)
+        self.keep = torch.full((len(self.groups),), written(self.param.first_ratio), device=device)
         self._moments = torch.zeros(2, len(self.groups), device=device)
-        self.keep = torch.sigmoid(self.theta)
-        self.copy = dsa_budget.project(self.keep, self.form, self.budget, self._least)
+        self._first_cost = max(self.budget, float(self.form(self.keep)))
+        self.copy = self.keep.clone()
         self.multiplier = torch.zeros_like(self.keep)
         self.probability = torch.zeros(self.real.shape, device=device)
         self._generator = torch.Generator().manual_seed(seed_of(self.param.seed, self.config))
@@ -123,6 +131,12 @@ class DSA(PruneMethod):
             return first + (last - first) * progress
         return first * (last / first) ** progress
 
+    @property
+    def budget_now(self) -> float:
+        """The budget of this iteration: it falls from the first ratios' cost to its end."""
+        progress = min(1.0, self.steps / max(1.0, self.param.budget_falls * self.iterations))
+        return self._first_cost * (self.budget / self._first_cost) ** progress
+
     def importances(self) -> Tensor:
         """Of each group's first layer (groups, width), 0 for padding."""
         if self._scales:
@@ -153,21 +167,21 @@ class DSA(PruneMethod):
         table = torch.zeros(self.real.numel(), device=self.real.device)
         by_mask = table.index_add_(0, self._index, by_filter).view(self.real.shape)
         slopes = dsa_solve.slopes(self._importance, self._log_beta1, self.beta2, self.real)
-        by_keep = (by_mask * slopes).sum(1) + dsa_budget.pull(self.keep, self.copy, self.multiplier, self.param.rho)
         self.steps += 1
-        self._adam(by_keep * self.keep * (1 - self.keep))
-        self.keep = torch.sigmoid(self.theta)
+        step = self._step((by_mask * slopes).sum(1))
+        self.keep = dsa_budget.move(self.keep, step, self.copy, self.multiplier, self.param.rho, self._least)
         if self.steps % self.param.project_every == 0:
-            self.copy = dsa_budget.project(self.keep + self.multiplier, self.form, self.budget, self._least)
+            self.copy = dsa_budget.project(self.keep + self.multiplier, self.form, self.budget_now, self._least)
             self.multiplier = self.multiplier + self.keep - self.copy
 
-    def _adam(self, grad: Tensor) -> None:
+    def _step(self, grad: Tensor) -> Tensor:
+        """Adam's: about keep_lr where the gradient by the keep ratio is steady."""
         first, second, small = ADAM
         mean, square = self._moments
         mean.lerp_(grad, 1 - first)
         square.lerp_(grad.square(), 1 - second)
         scale = (square / (1 - second ** self.steps)).sqrt_().add_(small)
-        self.theta.addcdiv_(mean, scale, value=-self.param.keep_lr / (1 - first ** self.steps))
+        return (mean / scale).mul_(self.keep_lr / (1 - first ** self.steps))
 
     def _harden(self) -> None:
         """Prunes all but the most important filters of each group."""
@@ -182,15 +196,14 @@ class DSA(PruneMethod):
     # -- what is kept and shown -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        return {"steps": self.steps, "theta": self.theta, "moments": self._moments, "copy": self.copy,
+        return {"steps": self.steps, "keep": self.keep, "moments": self._moments, "copy": self.copy,
                 "multiplier": self.multiplier, "probability": self.probability, "generator": self._generator.get_state()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         device = self.real.device
         self.steps = state["steps"]
-        self.theta, self._moments, self.copy, self.multiplier, self.probability = (
-            state[name].to(device) for name in ("theta", "moments", "copy", "multiplier", "probability"))
-        self.keep = torch.sigmoid(self.theta)
+        self.keep, self._moments, self.copy, self.multiplier, self.probability = (
+            state[name].to(device) for name in ("keep", "moments", "copy", "multiplier", "probability"))
         self._generator.set_state(state["generator"])
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:

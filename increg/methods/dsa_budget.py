@@ -2,12 +2,14 @@
 
 minimize loss(a) subject to F(a) <= B is split into a and a copy z with F(z) <= B; u is their scaled multiplier:
 
-    a: a gradient step on loss(a) + rho / 2 |a - z + u|^2        (`pull` is the gradient of the second term)
-    z: the nearest point to a + u with F(z) <= B                 (`project`)
+    a: the least of d . a + |a - a_last|^2 / 2 + rho / 2 |a - z + u|^2, d a step down the loss      (`move`)
+    z: the nearest point to a + u with F(z) <= B                                                 (`project`)
     u: u + a - z
 
-The authors published no training code. The z step is ours: F is neither convex nor concave, so its boundary is replaced
-by the tangent at the last point, several times. Nothing here waits for the device, but `whole_filters` does.
+The authors published no training code; the forms of the first two steps are ours. a's is that of linearized ADMM, in
+closed form, for a gradient step on all three terms lags behind u, which then overshoots. In z's the boundary of F, which
+is neither convex nor concave, is replaced by the tangent at the last point, several times. Nothing here waits for the
+device, but `whole_filters` does.
 """
 
 from __future__ import annotations
@@ -86,9 +88,9 @@ def cost(layers: Sequence[LayerState], coupling: Coupling, groups: Sequence[Sequ
     return Cost(*(torch.as_tensor(part, dtype=torch.float64) for part in (quadratic, linear, constant)))
 
 
-def pull(keep: Tensor, copy: Tensor, multiplier: Tensor, rho: float) -> Tensor:
-    """The gradient of rho / 2 |a - z + u|^2 by a."""
-    return (keep - copy + multiplier).mul_(rho)
+def move(keep: Tensor, step: Tensor, copy: Tensor, multiplier: Tensor, rho: float, least: Tensor) -> Tensor:
+    """The next ratios, in [least, 1]; `step` is d."""
+    return ((keep - step).add_(copy - multiplier, alpha=rho) / (1 + rho)).clamp_(max=1).maximum(least)
 
 
 def project(point: Tensor, form: Cost, budget: float, least: Tensor) -> Tensor:
