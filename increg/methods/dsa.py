@@ -142,7 +142,7 @@ class DSA(PruneMethod):
         if self._scales:
             parts = [self.pruner.net.learnable[index].blob.tensor.detach().abs() for index in self._scales]
         else:
-            parts = [self.unit.sums(group[0].layout, group[0].weight.tensor.detach().abs()) for group in self.groups]
+            parts = [_l1(group[0]) for group in self.groups]
         table = torch.zeros(self.real.numel(), device=self.real.device)
         return table.index_copy_(0, self._leaders, torch.cat(parts)).view(self.real.shape)
 
@@ -210,3 +210,9 @@ class DSA(PruneMethod):
         """score: the filters' probabilities of being kept."""
         row = next(g for g, group in enumerate(self.groups) if layer in group)
         return {"score": self.probability[row, :self.sizes[row]]}
+
+
+def _l1(layer: LayerState) -> Tensor:
+    """The L1 norms of a layer's rows (rows,), without a copy of the weight."""
+    weight, own = layer.weight.tensor.detach(), 1 if layer.layout.transposed else 0
+    return torch.linalg.vector_norm(weight, 1, dim=[axis for axis in range(weight.dim()) if axis != own])

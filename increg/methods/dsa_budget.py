@@ -25,7 +25,7 @@ from ..coupling import Coupling
 from ..state import LayerState
 
 #: Tangents taken for one projection; values tried at once and how often, when going down one of them.
-TANGENTS, CANDIDATES, REFINEMENTS = 8, 33, 4
+TANGENTS, CANDIDATES, REFINEMENTS = 5, 33, 3
 
 
 @dataclass(frozen=True)

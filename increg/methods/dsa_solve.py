@@ -15,7 +15,7 @@ from torch import Tensor
 
 EPSILON, LIMIT, FLOOR = 1e-8, 20.0, 0.01
 #: Each step tries this many values between the ends at once, and leaves the interval between two of them.
-CANDIDATES, STEPS = 8, 9
+CANDIDATES, STEPS = 3, 14
 #: How far below a group's largest term, in logarithms, others are cut off in the gradient.
 DEPTH = 50.0
 
@@ -41,8 +41,9 @@ def solve(importance: Tensor, keep: Tensor, beta2: float, real: Tensor) -> Tenso
     weight = real.to(values.dtype)
     for _ in range(STEPS):
         ends = torch.lerp(low[:, None], high[:, None], places)
-        sums = torch.einsum("gkw,gw->gk", probabilities(values[:, None], ends[:, :, None], beta2), weight)
-        enough = (sums[:, 1:-1] >= wanted).sum(1, keepdim=True)  # sums fall from end to end
+        inner = ends[:, 1:-1, None]
+        sums = torch.einsum("gkw,gw->gk", probabilities(values[:, None], inner, beta2), weight)
+        enough = (sums >= wanted).sum(1, keepdim=True)  # sums fall from end to end
         low, high = ends.gather(1, enough).squeeze(1), ends.gather(1, enough + 1).squeeze(1)
     return (low + high) / 2
 
