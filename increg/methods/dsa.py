@@ -57,6 +57,8 @@ class DSA(PruneMethod):
         for name in ("rho", "beta2_first", "beta2_last", "project_every"):
             if getattr(param, name) <= 0:
                 self.fail(f"dsa_param: {name} is {getattr(param, name):g}, expected more than 0")
+        if param.keep_lr < 0:
+            self.fail(f"dsa_param: keep_lr is {param.keep_lr:g}, expected 0, for one by the number of iterations, or more")
         if not param.least_ratio < param.first_ratio <= 1:
             self.fail(f"dsa_param: first_ratio is {param.first_ratio:g}, expected more than least_ratio, "
                       f"{param.least_ratio:g}, and at most 1")
