@@ -113,12 +113,13 @@ class Head:
             raise SolverError(f"{net.path}: this importance needs the scores of the classes before a SoftmaxWithLoss, and the "
                               "net has no such layer")
         self.layer = losses[-1]
+        self._before = net.layers[net.layers.index(self.layer) - 1].name  # what the loss reads is gone once it ran
         self.indices = [i for i, learnable in enumerate(net.learnable) if learnable.blob.tensor.requires_grad]
         self.parameters = [net.learnable[i].blob.tensor for i in self.indices]
 
     def run(self) -> None:
         """A forward pass over the next batch."""
-        self.net.run(end=self.layer.name)
+        self.net.run(end=self._before)
         bottoms = [self.net.blobs[name].tensor for name in self.layer.spec.bottom]
         self.logits, self.labels = bottoms[0].flatten(1), bottoms[1].flatten().long()
         if len(self.labels) != len(self.logits):

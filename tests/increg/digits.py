@@ -74,7 +74,7 @@ class Digits:
         message = proto.parse_text(common, "SolverParameter", dialect=proto.INCREG).message
         message.MergeFrom(proto.parse_text(settings, "SolverParameter", dialect=proto.INCREG).message)
         path.write_text(proto.dump_text(message))
-        solver = create_solver(path, keep_diffs=False, **({"device": device} if device else {}))
+        solver = create_solver(path, keep_blobs=False, **({"device": device} if device else {}))
         return solver, next((hook for hook in solver.hooks if isinstance(hook, PruneHook)), None)
 
 

@@ -43,7 +43,7 @@ class Masked:
         layer {{ name: "bn" type: "BatchNorm" bottom: "y" top: "y"
           batch_norm_param {{ use_global_stats: {str(not training).lower()} }} }}
         layer {{ name: "scale" type: "Scale" bottom: "y" top: "y" scale_param {{ bias_term: true }} }} {relu}"""
-        self.net = Net(proto.parse_text(text, "NetParameter"), "TRAIN", keep_diffs=not fused, device=device)
+        self.net = Net(proto.parse_text(text, "NetParameter"), "TRAIN", keep_blobs=not fused, device=device)
         state = f"{name}/state"
         blobs = self.net.params
         blobs["conv"][0].data[...] = data[f"{state}/conv.weight"]

@@ -68,7 +68,7 @@ class Recorded:
         with create_database(folder / "db") as writer:
             for i, (image, label) in enumerate(zip(data["data/x_levels"], data["data/y"])):
                 writer.put(b"%08d" % i, make_datum(image, int(label)).SerializeToString())
-        self.net = Net(proto.parse_text(prototxt(folder), "NetParameter"), "TRAIN", keep_diffs=False, device=device)
+        self.net = Net(proto.parse_text(prototxt(folder), "NetParameter"), "TRAIN", keep_blobs={"scores"}, device=device)
         for name, blobs in self.net.params.items():
             self._fill(name, blobs)
         device = self.net.device

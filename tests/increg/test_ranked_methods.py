@@ -117,7 +117,7 @@ def test_hessian_gradient_is_the_derivative_of_the_gradient(digits: Digits) -> N
     """Against the difference of gradients at w + e g and w - e g over the same samples, in a net without kinks."""
     text = (digits.folder / "net.prototxt").read_text().replace('type: "ReLU"', 'type: "TanH"')
     (digits.folder / "smooth.prototxt").write_text(text)
-    net = Net(str(digits.folder / "smooth.prototxt"), "TRAIN", keep_diffs=False, seed=5)
+    net = Net(str(digits.folder / "smooth.prototxt"), "TRAIN", keep_blobs=False, seed=5)
     net.copy_from(digits.weights)
     start = net.layer_dict["data"].state()
     found = [value for value in STATISTICS.get("curvature")(net, 20, 5.0) if value is not None]
@@ -147,7 +147,7 @@ def test_hessian_gradient_is_the_derivative_of_the_gradient(digits: Digits) -> N
 def test_a_class_that_does_not_turn_up(digits: Digits) -> None:
     text = (digits.folder / "net.prototxt").read_text().replace("num_output: 10", "num_output: 11")
     (digits.folder / "eleven.prototxt").write_text(text)
-    net = Net(str(digits.folder / "eleven.prototxt"), "TRAIN", keep_diffs=False)
+    net = Net(str(digits.folder / "eleven.prototxt"), "TRAIN", keep_blobs=False)
     with pytest.raises(SolverError, match=r"class 10 of 11 turned up 0 times"):
         STATISTICS.get("curvature")(net, 11, 200.0)
 
