@@ -29,7 +29,7 @@ from ..state import LayerState
 from ..ties import together
 from . import dsa_budget, dsa_solve
 from .base import METHODS, PruneMethod, least, seed_of, units, written
-from .dsa_mask import FilterMasks
+from .dsa_mask import ActivationMasks, FilterMasks
 
 if TYPE_CHECKING:
     from ..config import PruneConfig
@@ -80,7 +80,7 @@ class DSA(PruneMethod):
         self.groups = together(pruner.pruned, pruner.ties)
         self._layers = [layer for group in self.groups for layer in group]
         places = filters.places(pruner.net, self._layers)
-        self._masks = FilterMasks(pruner.net, self._layers, places)
+        self._masks = (ActivationMasks if self.param.straight_through else FilterMasks)(pruner.net, self._layers, places)
         self._scales = self._find_scales(dict(zip((layer.index for layer in self._layers), places)))
         self.sizes = [group[0].layout.rows for group in self.groups]
         width, owner = max(self.sizes), [g for g, group in enumerate(self.groups) for _ in group]

@@ -3,15 +3,21 @@
 Where a Scale follows the layer's BatchNorm, that is what is multiplied (so batch statistics do not see the mask, as in the
 authors' code), elsewhere the filter's weights and bias. The activations cost nothing, and the gradient for m is there
 after the backward passes: dL/dm = sum over the filter's parameters of (dL/d(m w)) w.
+
+Straight through, a masked filter is to learn as if it were not masked, which only a mask on the outputs themselves can do:
+`ActivationMasks`, at the price of one more pass over them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
+from caffe_compat.layers.base import Layer
 from caffe_compat.net import Net
 
 from ..filters import Places
@@ -62,3 +68,50 @@ class FilterMasks:
         self._kept = []
         return torch.cat([tensors[0].new_zeros(size) if total is None else total
                           for size, total in zip(self.sizes, totals)])
+
+
+class ActivationMasks:
+    """The same on outputs: what lies before them gets the gradient of an unmasked output, the mask the true one."""
+
+    def __init__(self, net: Net, layers: Sequence[LayerState], places: Sequence[Places]) -> None:
+        self.sizes = [layer.layout.rows for layer in layers]
+        by_blob = {id(blob): layer for layer in net.layers for blob in layer.blobs}
+        self._layers = [by_blob[id(net.learnable[place.scale].blob)] if place.scale is not None and place.straight
+                        else net.layer_dict[layer.name] for layer, place in zip(layers, places)]
+
+    def put(self, masks: Tensor) -> None:
+        """Lets the layers mask what they make, until `take`."""
+        self._totals = torch.zeros_like(masks)
+        for layer, mask, total in zip(self._layers, masks.split(self.sizes), self._totals.split(self.sizes)):
+            layer.forward = partial(_masked_forward, type(layer).forward, layer, mask, total)
+
+    def take(self) -> Tensor:
+        """Ends that, and returns the masks' diffs (all filters,)."""
+        for layer in self._layers:
+            del layer.forward
+        return self._totals
+
+
+def _masked_forward(forward: Callable[..., Tensor | tuple[Tensor, ...]], layer: Layer, mask: Tensor, total: Tensor,
+                    *bottoms: Tensor) -> Tensor | tuple[Tensor, ...]:
+    tops = forward(layer, *bottoms)
+    if isinstance(tops, tuple):
+        return tuple(StraightThrough.apply(top, mask, total) for top in tops)
+    return StraightThrough.apply(tops, mask, total)
+
+
+class StraightThrough(torch.autograd.Function):
+    """(y, mask) -> y * mask along axis 1; y gets the gradient of an unmasked y, and the mask's is added to `total`."""
+
+    @staticmethod
+    def forward(ctx, y: Tensor, mask: Tensor, total: Tensor) -> Tensor:
+        ctx.save_for_backward(y)
+        ctx.total = total
+        return y * mask.reshape(1, -1, *(1,) * (y.dim() - 2))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (y,) = ctx.saved_tensors
+        ctx.total.add_((grad * y).sum([axis for axis in range(y.dim()) if axis != 1]))
+        return grad, None, None

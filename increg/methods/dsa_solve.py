@@ -73,16 +73,3 @@ class KeepProbability(torch.autograd.Function):
         importance, log_beta1, real = ctx.saved_tensors
         return (grad * slopes(importance, log_beta1, ctx.beta2, real)).sum(1), None, None, None
 
-
-class StraightThrough(torch.autograd.Function):
-    """(y, mask) -> y * mask along axis 1, the gradient to y being that of an unmasked y, that to the mask the true one."""
-
-    @staticmethod
-    def forward(ctx, y: Tensor, mask: Tensor) -> Tensor:
-        ctx.save_for_backward(y)
-        return y * mask.reshape(1, -1, *(1,) * (y.dim() - 2))
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor]:
-        (y,) = ctx.saved_tensors
-        return grad, (grad * y).sum([axis for axis in range(y.dim()) if axis != 1])

@@ -119,14 +119,3 @@ def test_gradient_of_the_bare_condition() -> None:
     least, most = (dsa_solve.probabilities((importance + 1e-8).log(), beta1[:, None], 3.0) for beta1 in (before, after))
     wanted = (most - least) / 0.002
     np.testing.assert_allclose(dsa_solve.slopes(importance, at, 3.0, real), wanted, rtol=1e-3)
-
-
-def test_straight_through() -> None:
-    y = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    mask = torch.tensor([1.0, 0.0, 1.0], requires_grad=True)
-    grad = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(1))
-    out = dsa_solve.StraightThrough.apply(y, mask)
-    to_y, to_mask = torch.autograd.grad(out, [y, mask], grad)
-    assert torch.equal(out, y * mask[:, None, None])
-    assert torch.equal(to_y, grad)
-    np.testing.assert_allclose(to_mask, (grad * y.detach()).sum((0, 2, 3)), rtol=1e-6)
