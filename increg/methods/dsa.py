@@ -30,6 +30,7 @@ from ..ties import together
 from . import dsa_budget, dsa_solve
 from .base import METHODS, PruneMethod, least, seed_of, units, written
 from .dsa_mask import ActivationMasks, FilterMasks
+from .orthoreg_penalty import stored_matrix
 
 if TYPE_CHECKING:
     from ..config import PruneConfig
@@ -215,6 +216,6 @@ class DSA(PruneMethod):
 
 
 def _l1(layer: LayerState) -> Tensor:
-    """The L1 norms of a layer's rows (rows,), without a copy of the weight."""
-    weight, own = layer.weight.tensor.detach(), 1 if layer.layout.transposed else 0
-    return torch.linalg.vector_norm(weight, 1, dim=[axis for axis in range(weight.dim()) if axis != own])
+    """The L1 norms of a layer's rows (rows,); of the weight as it is stored, and not by `vector_norm`, which is slower."""
+    weight = layer.weight.tensor.detach()
+    return (weight.T if layer.layout.transposed else stored_matrix(weight)).abs().sum(1)

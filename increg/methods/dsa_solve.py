@@ -15,7 +15,7 @@ from torch import Tensor
 
 EPSILON, LIMIT, FLOOR = 1e-8, 20.0, 0.01
 #: Each step tries this many values between the ends at once, and leaves the interval between two of them.
-CANDIDATES, STEPS = 3, 14
+CANDIDATES, STEPS = 3, 12
 #: How far below a group's largest term, in logarithms, others are cut off in the gradient.
 DEPTH = 50.0
 
