@@ -80,6 +80,12 @@ def bn_scale(filters: Filters, _: Filters) -> Tensor:
     return filters.scale.abs() / max(1, filters.weight.shape[1])
 
 
+@_estimator("PlainBNScale", needs_scale=True)
+def plain_bn_scale(filters: Filters, _: Filters) -> Tensor:
+    """|scale|, as in OrthoReg's other nets."""
+    return filters.scale.abs()
+
+
 @_estimator("Taylor", "gradient", needs_scale=True)
 def taylor(filters: Filters, gradient: Filters) -> Tensor:
     """(scale * its mean gradient)^2 (TFO; Molchanov et al., ICLR 2017 and CVPR 2019)."""

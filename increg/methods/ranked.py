@@ -20,7 +20,7 @@ from .. import filters, ranking
 from ..importance import ESTIMATORS
 from ..state import LayerState
 from ..statistics import STATISTICS, Head
-from ..ties import together
+from ..ties import is_depthwise, together
 from .base import METHODS, PruneMethod, units, written
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 class Ranked(PruneMethod):
     """`estimator` is an entry of `importance.ESTIMATORS`. Layers whose rows go together count once, with the mean of their
-    importances."""
+    importances, those of depthwise convolutions left out (as in the authors' MobileNet)."""
 
     units = units("Row")
     settings = "rank_param"
@@ -43,7 +43,7 @@ class Ranked(PruneMethod):
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config)
         self.rank: Any = self._rank_settings()
-        self._estimator = ESTIMATORS.get(self.estimator)
+        self._estimator = ESTIMATORS.get(self._estimator_name())
         self.thresholds = [written(share) for share in self.rank.thresholds]
         if self.rank.rounds < 1:
             self.fail(f"rank_param: rounds is {self.rank.rounds}, expected 1 or more")
@@ -62,6 +62,9 @@ class Ranked(PruneMethod):
 
     def _rank_settings(self) -> Any:
         return self.param
+
+    def _estimator_name(self) -> str:
+        return self.estimator
 
     def bind(self, pruner: Pruner) -> None:
         """Finds parameters, and refuses nets that the estimator cannot judge."""
@@ -94,13 +97,13 @@ class Ranked(PruneMethod):
 
     def _round(self) -> None:
         importances = self.importances()
-        left = sum(len(importances[group[0].table_index]) for group in self.groups)
-        ratio = self.ratios[self.done]
+        left, ratio = sum(map(len, importances)), self.ratios[self.done]
+        protected = [self._protect(values, group[0]) for values, group in zip(importances, self.groups)]
+        keep = self.config.least_groups
         if self.rank.per_layer:
-            chosen = [ranking.least([values], ranking.count_to_prune(ratio, len(values)), self.config.least_groups)[0]
-                      for values in self._protected(importances)]
+            chosen = [ranking.least([values], ranking.count_to_prune(ratio, len(values)), keep)[0] for values in protected]
         else:
-            chosen = ranking.least(self._protected(importances), ranking.count_to_prune(ratio, left), self.config.least_groups)
+            chosen = ranking.least(protected, ranking.count_to_prune(ratio, left), keep)
         for group, part in zip(self.groups, chosen):
             kept = (~group[0].masks.rows).nonzero().squeeze(1)
             rows = torch.zeros_like(group[0].masks.rows)
@@ -111,16 +114,14 @@ class Ranked(PruneMethod):
         log.info("%s, round %d of %d: %d of %d filters pruned", self.config.name, self.done, len(self.ratios),
                  sum(int(part.sum()) for part in chosen), left)
 
-    def _protected(self, importances: list[Tensor]) -> list[Tensor]:
-        """One vector for each group."""
-        values = [importances[group[0].table_index] for group in self.groups]
+    def _protect(self, importance: Tensor, layer: LayerState) -> Tensor:
         if self.rank.protect == self.rank.NONE:
-            return values
-        return [ranking.protect(one, group[0].layout.rows, written(self.rank.protect_share),
-                                self.rank.protect == self.rank.BY_NUMBER) for one, group in zip(values, self.groups)]
+            return importance
+        return ranking.protect(importance, layer.layout.rows, written(self.rank.protect_share),
+                               self.rank.protect == self.rank.BY_NUMBER)
 
     def importances(self) -> list[Tensor]:
-        """Of the filters left of each layer with a ratio; means where rows go together."""
+        """Of the filters left of each of `groups`."""
         net, statistic = self.pruner.net, None
         if self._estimator.statistic:
             statistic = STATISTICS.get(self._estimator.statistic)(net, self.rank.samples, self.rank.temperature)
@@ -129,7 +130,8 @@ class Ranked(PruneMethod):
                                  None if statistic is None else filters.cut(layer, place, statistic))
                  for layer, place in zip(self.pruner.pruned, self.places)]
         self._keep_scores(found)
-        return self.pruner.mean_over_ties(found)
+        judged = [[layer for layer in group if not is_depthwise(layer)] or group for group in self.groups]
+        return [torch.stack([found[layer.table_index] for layer in group]).mean(0) for group in judged]
 
     def _keep_scores(self, found: list[Tensor]) -> None:
         """For `numbers`: what every filter was worth when it was last judged."""
@@ -165,9 +167,12 @@ class GlobalL2(Ranked):
 
 @METHODS.add("BNScale")
 class BNScale(Ranked):
-    """The scale behind batch normalization (Liu et al., ICCV 2017)."""
+    """The scale behind batch normalization (Liu et al., ICCV 2017), by the filter's columns unless told not to."""
 
     estimator = "BNScale"
+
+    def _estimator_name(self) -> str:
+        return "BNScale" if self.rank.by_columns else "PlainBNScale"
 
 
 @METHODS.add("Taylor")

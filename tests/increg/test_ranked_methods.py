@@ -13,6 +13,7 @@ from pruning import Tiny, config, layer_state
 
 from caffe_compat import Net, proto
 from caffe_compat.errors import SolverError
+from caffe_compat.plugins import create_solver
 from caffe_compat.solver import Solver, SolverHook
 from increg import PruneHook
 from increg.methods import METHODS, orthoreg_penalty
@@ -86,6 +87,37 @@ def test_least_groups_stay(digits: Digits) -> None:
     solver.step(1)
     left = rows_left(hook)
     assert min(left[name] for name in ("stem", "inner", "last")) == 5
+
+
+def test_depthwise_convolutions_follow(tmp_path: Path) -> None:
+    """A channel is judged once, by the convolution that makes it."""
+    (tmp_path / "net.prototxt").write_text(INVERTED)
+    solver = f"""net: "{tmp_path}/net.prototxt" base_lr: 0.01 lr_policy: "fixed" solver_mode: CPU random_seed: 1
+        snapshot_prefix: "{tmp_path}/s" prune_method: "GlobalL1_Row" prune_ratios {{ layer: "expand" prune_ratio: 0.5 }}
+        prune_ratios {{ layer: "depthwise" prune_ratio: 0.5 }} rank_param {{ protect: NONE }}"""
+    (tmp_path / "solver.prototxt").write_text(solver)
+    made = create_solver(tmp_path / "solver.prototxt", keep_blobs=False)
+    with torch.no_grad():
+        made.net.params["depthwise"][0].tensor.mul_(torch.arange(8, 0, -1).reshape(8, 1, 1, 1))
+    norms = made.net.params["expand"][0].tensor.abs().flatten(1).sum(1)
+    made.step(1)
+    (hook,) = made.hooks
+    expand, depthwise = hook.layers[:2]
+    assert torch.equal(expand.masks.rows, norms < norms.sort().values[4])
+    assert torch.equal(depthwise.masks.rows, expand.masks.rows)
+
+
+INVERTED = """
+layer { name: "data" type: "DummyData" top: "data" top: "label" dummy_data_param { shape { dim: 4 dim: 3 dim: 6 dim: 6 }
+  shape { dim: 4 } data_filler { type: "gaussian" std: 1 } data_filler { type: "constant" value: 1 } } }
+layer { name: "expand" type: "Convolution" bottom: "data" top: "expand" convolution_param { num_output: 8 kernel_size: 1
+  weight_filler { type: "xavier" } } }
+layer { name: "depthwise" type: "Convolution" bottom: "expand" top: "depthwise" convolution_param { num_output: 8
+  kernel_size: 3 group: 8 weight_filler { type: "xavier" } } }
+layer { name: "ip" type: "InnerProduct" bottom: "depthwise" top: "ip" inner_product_param { num_output: 3
+  weight_filler { type: "xavier" } } }
+layer { name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }
+"""
 
 
 # -- statistics -------------------------------------------------------------------------------------------------------
