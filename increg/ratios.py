@@ -79,26 +79,29 @@ def _couple(layers: Sequence[LayerState], config: PruneConfig, coupling: Couplin
     if not isinstance(config.unit, Row) or config.coupled == "ALONE":
         return []
     together = config.coupled == "TOGETHER"
-    for layer in needed_rows(layers, coupling):
-        _skip(layer, "its rows are needed by what cannot be pruned")
+    needed = needed_rows(layers, coupling)
+    whole = {layer.name for layer in needed}
+    for layer in needed:
+        _skip(layer, "its rows are needed by what cannot be pruned", config)
     ties = []
     for meeting in find_ties(layers, coupling, depthwise=together):
-        why = _apart(meeting, config) if together else "rows meet"
+        why = _apart(meeting, whole, config) if together else "rows meet"
         if why is None:
             ties.append(meeting.layers)
             continue
         names = [layer.name for layer in meeting.layers]
         for layer in meeting.layers:
-            _skip(layer, f"{why}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}")
+            _skip(layer, f"{why}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}", config)
     return ties
 
 
-def _apart(meeting: Meeting, config: PruneConfig) -> str | None:
-    """Why the rows of some layers cannot go together, None if they can: then a ratio given to one is that of all."""
+def _apart(meeting: Meeting, whole: set[str], config: PruneConfig) -> str | None:
+    """Why the rows of some layers cannot go together, some of which stay `whole`; None if they can: then a ratio given to
+    one is that of all."""
     layers = meeting.layers
     if not meeting.aligned:
         return "rows meet in part"
-    if any(layer.note for layer in layers):
+    if any(layer.name in whole for layer in layers):
         return "rows meet those of a layer that stays whole"
     given = {float(layer.ratio) for layer in layers if layer.explicit or config.target is None}
     if 0 in given:
@@ -113,8 +116,8 @@ def _apart(meeting: Meeting, config: PruneConfig) -> str | None:
     return None
 
 
-def _skip(layer: LayerState, why: str) -> None:
-    if layer.ratio > 0 or not layer.explicit:
+def _skip(layer: LayerState, why: str, config: PruneConfig) -> None:
+    if layer.ratio > 0 or (config.target is not None and not layer.explicit):
         layer.note = why
     layer.ratio, layer.explicit = _f(0), True
 

@@ -6,13 +6,13 @@ every filter. Spatial: a kernel position in every filter and channel. Weight: ea
 
 from __future__ import annotations
 
-from functools import cache
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .groups import Layout, Masks
+from .sums import Function, in_rows, in_rows_in_order, over_rows
 
 
 class Unit:
@@ -37,7 +37,11 @@ class Unit:
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
         """Writes the L1 norm of each group to the vector `out`, added up in the reference's order."""
-        out.copy_(self.sums(layout, weight.abs()))
+        out.copy_(self.totals(layout, weight, torch.abs))
+
+    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
+        """The sum of |w| (function torch.abs) or w^2 (torch.square) over each group, (groups,)."""
+        return self.sums(layout, function(weight))
 
     def sums(self, layout: Layout, values: Tensor) -> Tensor:
         """The sums over each group of `values`, which is shaped as the weight; in any order."""
@@ -75,7 +79,12 @@ class Row(Unit):
         return layout.rows
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(sum_of_rows(layout.matrix(weight).abs().T.contiguous())[0])
+        out.copy_(in_rows_in_order(layout.matrix(weight), torch.abs))
+
+    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
+        if weight.dim() == 4 and not weight.is_contiguous():  # channels last: the rows as they are stored
+            return in_rows(weight.permute(0, 2, 3, 1).flatten(1), function)
+        return in_rows(layout.matrix(weight), function)
 
     def sums(self, layout: Layout, values: Tensor) -> Tensor:
         axis = 1 if layout.transposed else 0
@@ -106,11 +115,13 @@ class Column(Unit):
         return layout.columns
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
+        out.copy_(self.totals(layout, weight, torch.abs))
+
+    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
         if weight.dim() != 4 or weight.is_contiguous():
-            out.copy_(sum_of_rows(layout.matrix(weight).abs())[0])
-        else:  # channels last: the rows as they are stored
-            norms = sum_of_rows(weight.abs().permute(0, 2, 3, 1).flatten(1))
-            out.view(layout.channels, -1).copy_(norms.view(-1, layout.channels).T)
+            return over_rows(layout.matrix(weight), function)
+        stored = over_rows(weight.permute(0, 2, 3, 1).flatten(1), function)  # channels last: the rows as they are stored
+        return stored.view(-1, layout.channels).T.reshape(-1)
 
     def sums(self, layout: Layout, values: Tensor) -> Tensor:
         return values.sum(1 if layout.transposed else 0).reshape(-1)
@@ -140,7 +151,10 @@ class Position(Unit):
         return layout.positions
 
     def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(sum_of_rows(weight.abs().reshape(-1, layout.positions))[0])
+        out.copy_(self.totals(layout, weight, torch.abs))
+
+    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
+        return over_rows(weight.reshape(-1, layout.positions), function)
 
     def refusal(self, layout: Layout) -> str | None:
         return None if len(layout.shape) == 4 else "it has no positions of kernels in two axes"
@@ -212,17 +226,3 @@ class Weight(Unit):
 
 #: The units by the word that prune_method ends with.
 UNITS: dict[str, Unit] = {"Row": Row(), "Col": Column(), "Channel": Channel(), "Spatial": Position(), "Weight": Weight()}
-
-
-@cache
-def _all_rows(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.arange(count, device=device), torch.zeros(1, dtype=torch.long, device=device)
-
-
-def sum_of_rows(matrix: Tensor) -> Tensor:
-    """The sum of the rows of a contiguous matrix, as a matrix of one row.
-
-    They are added one after the other, as the reference adds norms. `torch.sum` adds in another order, which changes the
-    ranks of nearly equal groups; this operation does not, and is as fast.
-    """
-    return torch.embedding_bag(matrix, *_all_rows(len(matrix), matrix.device))[0]

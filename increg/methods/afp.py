@@ -62,11 +62,11 @@ class AFP(PruneMethod):
         self.pruner.finish()
 
     def _norms(self) -> list[Tensor]:
-        norms = [self.unit.sums(layer.layout, layer.weight.tensor.abs()) for layer in self.pruner.pruned]
+        norms = [self.unit.totals(layer.layout, layer.weight.tensor, torch.abs) for layer in self.pruner.pruned]
         return self.pruner.mean_over_ties(norms)
 
     def _penalty(self, layer: LayerState, factor: Tensor) -> Tensor:
-        squares = self.unit.sums(layer.layout, layer.weight.tensor.square())
+        squares = self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.square)
         return balanced(factor, squares, self.param.alpha)
 
     def state(self) -> dict[str, Any]:
@@ -76,7 +76,7 @@ class AFP(PruneMethod):
         self.factors = [state[f"lambda{i}"].to(self.pruner.device) for i in range(len(state))]
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:
-        norms = self.unit.sums(layer.layout, layer.weight.tensor.detach().abs())
+        norms = self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.abs)
         if not self.factors:
             return {"score": norms}
         return {"punish": self._penalty(layer, self.factors[layer.table_index]).detach(), "score": norms}

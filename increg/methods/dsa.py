@@ -30,7 +30,6 @@ from ..ties import together
 from . import dsa_budget, dsa_solve
 from .base import METHODS, PruneMethod, least, seed_of, units, written
 from .dsa_mask import ActivationMasks, FilterMasks
-from .orthoreg_penalty import stored_matrix
 
 if TYPE_CHECKING:
     from ..config import PruneConfig
@@ -145,7 +144,7 @@ class DSA(PruneMethod):
         if self._scales:
             parts = [self.pruner.net.learnable[index].blob.tensor.detach().abs() for index in self._scales]
         else:
-            parts = [_l1(group[0]) for group in self.groups]
+            parts = [self.unit.totals(group[0].layout, group[0].weight.tensor.detach(), torch.abs) for group in self.groups]
         table = torch.zeros(self.real.numel(), device=self.real.device)
         return table.index_copy_(0, self._leaders, torch.cat(parts)).view(self.real.shape)
 
@@ -213,9 +212,3 @@ class DSA(PruneMethod):
         """score: the filters' probabilities of being kept."""
         row = next(g for g, group in enumerate(self.groups) if layer in group)
         return {"score": self.probability[row, :self.sizes[row]]}
-
-
-def _l1(layer: LayerState) -> Tensor:
-    """The L1 norms of a layer's rows (rows,); of the weight as it is stored, and not by `vector_norm`, which is slower."""
-    weight = layer.weight.tensor.detach()
-    return (weight.T if layer.layout.transposed else stored_matrix(weight)).abs().sum(1)

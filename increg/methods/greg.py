@@ -130,7 +130,7 @@ class GReg(PruneMethod):
                             "before the groups are removed")
 
     def _scores(self) -> list[Tensor]:
-        scores = [self.unit.sums(layer.layout, layer.weight.tensor.abs()) / self.unit.weights(layer.layout)
+        scores = [self.unit.totals(layer.layout, layer.weight.tensor, torch.abs) / self.unit.weights(layer.layout)
                   for layer in self.pruner.pruned]
         return self.pruner.mean_over_ties(scores)
 
@@ -141,8 +141,10 @@ class GReg(PruneMethod):
         means = []
         for layer in layers:
             i = layer.table_index
-            chosen = self.chosen[i] if self.chosen[i] is not None else least(scores[i], self.pruner.count(layer))
-            means.append(scores[i][~chosen].mean() / scores[i][chosen].mean())
+            score, count = scores[i], self.pruner.count(layer)
+            chosen = self.chosen[i] if self.chosen[i] is not None else least(score, count)
+            kept, pruned = score.masked_fill(chosen, 0).sum(), score.masked_fill(~chosen, 0).sum()
+            means.append((kept / (len(score) - count)) / (pruned / count))
         return dict(zip((layer.table_index for layer in layers), torch.stack(means).tolist()))
 
     def _grow(self, layer: LayerState, score: Tensor, iteration: int) -> None:
@@ -169,8 +171,8 @@ class GReg(PruneMethod):
         self._penalties = [None] * number
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:
-        sums = self.unit.sums(layer.layout, layer.weight.tensor.detach().abs())
-        return {"punish": self.penalty(layer), "score": sums / self.unit.weights(layer.layout)}
+        totals = self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.abs)
+        return {"punish": self.penalty(layer), "score": totals / self.unit.weights(layer.layout)}
 
 
 @METHODS.add("GReg1")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..sums import Function
 from .base import METHODS, PruneMethod, least, seed_of, units
 
 
@@ -33,8 +34,8 @@ class OneShot(PruneMethod):
             self.pruner.prune(layer, least(score, self.pruner.count(layer)))
         self.pruner.finish()
 
-    def _sums(self, power: int) -> list[Tensor]:
-        return [self.unit.sums(layer.layout, layer.weight.tensor.abs().pow(power)) for layer in self.pruner.pruned]
+    def _totals(self, function: Function) -> list[Tensor]:
+        return [self.unit.totals(layer.layout, layer.weight.tensor, function) for layer in self.pruner.pruned]
 
 
 @METHODS.add("L1")
@@ -42,7 +43,7 @@ class L1(OneShot):
     """score = sum |w| of the group."""
 
     def scores(self) -> list[Tensor]:
-        return self._sums(1)
+        return self._totals(torch.abs)
 
 
 @METHODS.add("L2")
@@ -50,7 +51,7 @@ class L2(OneShot):
     """score = sqrt(sum w^2) of the group."""
 
     def scores(self) -> list[Tensor]:
-        return [total.sqrt() for total in self._sums(2)]
+        return [total.sqrt() for total in self._totals(torch.square)]
 
 
 @METHODS.add("Largest")
@@ -58,7 +59,7 @@ class Largest(OneShot):
     """The groups of the largest L1 norm go first: what is lost if magnitude means anything."""
 
     def scores(self) -> list[Tensor]:
-        return [-total for total in self._sums(1)]
+        return [-total for total in self._totals(torch.abs)]
 
 
 @METHODS.add("Random")

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,11 @@ class SoftPruning(PruneMethod):
     @property
     def epoch(self) -> int:
         """Iterations of an epoch."""
-        if self.param.epoch:
-            return self.param.epoch
+        return self.param.epoch or self._once_through
+
+    @cached_property
+    def _once_through(self) -> int:
+        """The iterations that read the training data once."""
         found = self.pruner.iterations_per_epoch()
         if found is None:
             self.fail("soft_prune_param needs epoch, the number of iterations of an epoch: the training net has no layer "
@@ -106,12 +110,12 @@ class SoftPruning(PruneMethod):
         return min(math.floor(written(layer.ratio) * share * self.unit.size(layer.layout)), self.pruner.count(layer))
 
     def _norms(self) -> list[Tensor]:
-        sums = [self.unit.sums(layer.layout, layer.weight.tensor.square()) for layer in self.pruner.pruned]
+        sums = [self.unit.totals(layer.layout, layer.weight.tensor, torch.square) for layer in self.pruner.pruned]
         return self.pruner.mean_over_ties([total.sqrt() for total in sums])
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:
         """The L2 norm, after which groups are chosen."""
-        return {"score": self.unit.sums(layer.layout, layer.weight.tensor.detach().square()).sqrt()}
+        return {"score": self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.square).sqrt()}
 
 
 def asymptotic(progress: float) -> float:

@@ -156,7 +156,6 @@ DIGITS_SETTINGS = SETTINGS | {
     "AFP": "afp_param { alpha: 0.01 prune_iter: 80 }",
     "GReg1": "greg_param { lr_prune: 0.02 reg_granularity_prune: 0.1 stabilize_reg_interval: 20 }",
     "GReg2": "greg_param { lr_prune: 0.02 reg_granularity_pick: 0.002 reg_granularity_prune: 0.1 stabilize_reg_interval: 20 }",
-    "Reg": "AA: 0.005 target_reg: 0.2", "RegSpa": "AA: 0.005 target_reg: 0.2",
     **dict.fromkeys(("SFP", "ASFP", "SRFP", "ASRFP"), "soft_prune_param { epochs: 4 }"),
 }
 
