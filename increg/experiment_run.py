@@ -112,7 +112,7 @@ class Run:
             shutil.copyfile(weights, f"{BASELINE}.partial")
             os.replace(f"{BASELINE}.partial", BASELINE)
             return
-        solver = Solver(BASELINE_SOLVER, device=self.device, keep_diffs=False)
+        solver = Solver(BASELINE_SOLVER, device=self.device, keep_blobs=False)
         total = solver.param.max_iter
         solver.add_hook(Recorder(None, TRAINING))
         solver.add_hook(Progress("training", total, lambda solver: f"loss {float(solver.net.loss):.4f}", self.out))
@@ -124,7 +124,7 @@ class Run:
 
     def prune(self, before: dict[str, float]) -> None:
         """Leaves the pruned and retrained weights in PRUNED, what happened on the way in RECORD, and reports."""
-        solver = create_solver(SOLVER, as_reference=self.plan["as_reference"], device=self.device, keep_diffs=False)
+        solver = create_solver(SOLVER, as_reference=self.plan["as_reference"], device=self.device, keep_blobs=False)
         hook = next(hook for hook in solver.hooks if isinstance(hook, PruneHook))
         solver.add_hook(Recorder(hook, RECORD, listeners=self.listeners))
         solver.add_hook(Progress("pruning", None, lambda solver: describe(hook), self.out))
@@ -192,7 +192,7 @@ class Run:
     def accuracies(self, weights: str) -> dict[str, float]:
         """The accuracies (top-1, and top-5 if the net has it) of a weights file over test_iter batches."""
         param = proto.read_text(SOLVER, "SolverParameter").message
-        net = Net(param.net, "TEST", device=self.device, keep_diffs=False)
+        net = Net(param.net, "TEST", device=self.device, keep_blobs=False)
         net.copy_from(weights)
         names = [name for name in net.outputs if "ccuracy" in name]
         with torch.no_grad():

@@ -81,6 +81,7 @@ class PruneHook(SolverHook):
         if self._pruning:
             with torch.no_grad():
                 self.method.before_forward(solver.iter)
+        solver.set_weight_decay(self.method.weight_decay if self._pruning else None)
         self._take_stock()
         self.pruner.mask_weights()
 

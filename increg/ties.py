@@ -93,3 +93,9 @@ def _meeting(tie: Tie, channels: dict[int, np.ndarray], followed: dict[int, np.n
 
     resolved = [tuple(origin(int(name)) for name in row) for row in names.values()]
     return Meeting(tie, len(set(resolved)) == 1 and len(set(resolved[0])) == len(resolved[0]))
+
+
+def together(layers: Sequence[LayerState], ties: Sequence[Tie]) -> list[Tie]:
+    """All of `layers`, those of a tie as one, in the order of the first ones."""
+    tied = {layer.index for tie in ties for layer in tie}
+    return sorted([*ties, *([layer] for layer in layers if layer.index not in tied)], key=lambda group: group[0].index)

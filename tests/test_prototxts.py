@@ -130,11 +130,11 @@ def test_nets_of_the_experiments_fit_each_other(name: str, stand_ins: Path, monk
     """The net that is trained has the deploy net's parameters; every layer that a solver names is there."""
     monkeypatch.chdir(stand_ins)
     experiment = experiments.load(name)
-    deploy = Net(experiment.folder / "deploy.prototxt", keep_diffs=False)
+    deploy = Net(experiment.folder / "deploy.prototxt", keep_blobs=False)
     param = proto.read_text(experiment.folder / "solver.prototxt", "SolverParameter").message
     document = proto.read_text(experiment.folder / param.net, "NetParameter")
     hurry_net(document.message, experiments.Quick(batch=(1, 1)), new=False)
-    net = Net(document, "TRAIN", keep_diffs=False)
+    net = Net(document, "TRAIN", keep_blobs=False)
     assert {layer: [blob.shape for blob in blobs] for layer, blobs in net.params.items()} == {
         layer: [blob.shape for blob in blobs] for layer, blobs in deploy.params.items()}
     names = set(net.params)
@@ -158,7 +158,7 @@ def test_ratios_come_to_the_published_speedups(
     net = proto.read_text(experiment.folder / document.message.net, "NetParameter")
     proto.write_text(tmp_path / "net.prototxt", hurry_net(net.message, experiments.Quick(batch=(1, 1)), new=False))
     document.message.net = str(tmp_path / "net.prototxt")
-    hook = attach(Solver(document, device="cpu", keep_diffs=False))
+    hook = attach(Solver(document, device="cpu", keep_blobs=False))
     after, _ = foresee(hook.layers, hook.config, hook.pruner.coupling, hook.pruner.ties)
     budget = measure(after, speedup_counts_fc=True)
     assert budget.speedup == pytest.approx(GREG_SPEEDUPS[name, method], rel=0.02)

@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, Shape, format_shape, layer
+from .base import Layer, Shape, format_shape, layer, may_overwrite
 
 
 @layer("ReLU", param="relu_param")
 class ReLU(Layer):
     """y = max(x, 0) + negative_slope * min(x, 0); the gradient at 0 is `negative_slope` (ReLUParameter)."""
 
-    overwrites = False  # whether it may write into its bottom, which the net decides
+    overwrites = False  # whether it may write into its bottom, which the net decides (`economy`)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self._slope = self.param.negative_slope
@@ -29,7 +29,7 @@ class ReLU(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if self._slope:
             return F.leaky_relu(x, self._slope)
-        return torch.relu_(x) if self.overwrites else torch.relu(x)
+        return torch.relu_(x) if self.overwrites and may_overwrite(x) else torch.relu(x)
 
 
 @layer("PReLU", param="prelu_param")
@@ -199,10 +199,10 @@ class Dropout(Layer):
         ratio = self.param.dropout_ratio
         if not 0 <= ratio < 1:
             raise self.error(f"dropout_ratio is {ratio:g}; it is the part to drop, from 0 to below 1")
-        self._keep = 1 - ratio if self.training else 1.0
+        self._keep = 1 - ratio
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._keep == 1:
+        if not self.training or self._keep == 1:
             return x
         mask = torch.empty_like(x).bernoulli_(self._keep, generator=self.context.rng)
         return x * mask.mul_(1 / self._keep)

@@ -88,6 +88,11 @@ class PruneMethod:
         """The learning rate to hold while pruning, None to follow lr_policy."""
         return None
 
+    @property
+    def weight_decay(self) -> float | None:
+        """The weight decay to hold in the coming iteration, None for the solver's."""
+        return None
+
     @classmethod
     def count(cls, groups: int, ratio: np.float32, param: Any = None) -> int:
         """How many of a layer's groups a prune_ratio asks for, `param` being the method's settings; a layer may keep more

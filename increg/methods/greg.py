@@ -141,8 +141,10 @@ class GReg(PruneMethod):
         means = []
         for layer in layers:
             i = layer.table_index
-            chosen = self.chosen[i] if self.chosen[i] is not None else least(scores[i], self.pruner.count(layer))
-            means.append(scores[i][~chosen].mean() / scores[i][chosen].mean())
+            score, count = scores[i], self.pruner.count(layer)
+            chosen = self.chosen[i] if self.chosen[i] is not None else least(score, count)
+            kept, pruned = score.masked_fill(chosen, 0).sum(), score.masked_fill(~chosen, 0).sum()
+            means.append((kept / (len(score) - count)) / (pruned / count))
         return dict(zip((layer.table_index for layer in layers), torch.stack(means).tolist()))
 
     def _grow(self, layer: LayerState, score: Tensor, iteration: int) -> None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,8 +50,11 @@ class SoftPruning(PruneMethod):
     @property
     def epoch(self) -> int:
         """Iterations of an epoch."""
-        if self.param.epoch:
-            return self.param.epoch
+        return self.param.epoch or self._once_through
+
+    @cached_property
+    def _once_through(self) -> int:
+        """The iterations that read the training data once."""
         found = self.pruner.iterations_per_epoch()
         if found is None:
             self.fail("soft_prune_param needs epoch, the number of iterations of an epoch: the training net has no layer "

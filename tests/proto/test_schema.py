@@ -61,8 +61,9 @@ def beyond(line: str) -> bool:
     """Whether a line is of what increg has beyond the fork: SolverParameter's fields from 1000 on, and their types."""
     name, number = line.removeprefix("enum ").split()[:2]
     messages = ("PruneRatio", "PruneTarget", "GRegParameter", "SoftPruneParameter", "AFPParameter", "OneShotParameter",
-                "CoupledRows:")
-    return name.split(".")[0] in messages or (name.startswith("SolverParameter.") and int(number) >= 1000)
+                "DSAParameter", "OrthoRegParameter", "RankParameter", "CoupledRows:")
+    ours = name.startswith("SolverParameter.") and number.isdigit() and int(number) >= 1000
+    return name.split(".")[0] in messages or ours
 
 
 def test_ssd_has_the_fields_of_the_fork(golden: Path) -> None:
