@@ -14,6 +14,10 @@ INTERVALS: dict[str, tuple[str, ...]] = {
     "greg_param": ("stabilize_reg_interval",),
     "soft_prune_param": ("epoch",),
     "afp_param": ("prune_iter",),
+    "dsa_param": ("iterations",),
+    "rank_param": ("iter", "interval"),
+    "orthoreg_param": ("finetune",),
+    "orthoreg_param.rank_param": ("iter", "interval"),
 }
 GROWTHS: dict[str, tuple[str, ...]] = {
     "": ("AA",),
@@ -58,11 +62,12 @@ def hurry_solver(message: Any, quick: Quick) -> None:
 
 def _given(message: Any, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[Any, str]]:
     """The (message, field) of `names` that are not 0, in `message` and those of its parts that it has."""
-    for part, fields in names.items():
-        if part and not message.HasField(part):
-            continue
-        owner = getattr(message, part) if part else message
-        yield from ((owner, name) for name in fields if getattr(owner, name))
+    for path, fields in names.items():
+        owner = message
+        for part in path.split(".") if path else []:
+            owner = getattr(owner, part) if owner is not None and owner.HasField(part) else None
+        if owner is not None:
+            yield from ((owner, name) for name in fields if getattr(owner, name))
 
 
 def hurry_net(message: Any, quick: Quick, new: bool) -> Any:

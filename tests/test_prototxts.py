@@ -13,7 +13,7 @@ from caffe_compat.db import create_database, make_datum
 from caffe_compat.net import Net
 from increg import datasets, experiments
 from increg.budget import measure
-from increg.methods import method_names
+from increg.methods import METHODS, method_names
 from increg.plugin import attach
 from increg.quick import hurry_net
 from increg.ratios import foresee
@@ -162,6 +162,12 @@ def test_ratios_come_to_the_published_speedups(
     after, _ = foresee(hook.layers, hook.config, hook.pruner.coupling, hook.pruner.ties)
     budget = measure(after, speedup_counts_fc=True)
     assert budget.speedup == pytest.approx(GREG_SPEEDUPS[name, method], rel=0.02)
+
+
+def test_the_convnet_has_every_method() -> None:
+    """In a unit at least, so that they can be compared; but for the one that needs BatchNorm."""
+    cores = {method.rpartition("_")[0] for method in experiments.load("convnet").methods()}
+    assert cores == set(METHODS.names()) - {"BNScale"}
 
 
 def test_resnet50_has_the_reference_s_settings() -> None:

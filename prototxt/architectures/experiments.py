@@ -134,6 +134,8 @@ def alexnet_files() -> Files:
 CIFAR_TESTS = testing(100)
 CIFAR_SCHEDULE: Settings = {"acc_borderline": -1, "losseval_interval": 2000, "retrain_test_interval": 500}
 CONVNET: Settings = {"base_lr": 0.0005, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 0.002, "max_iter": 10000000}
+#: Filters ranked over the whole net, pruned in three rounds.
+ROUNDS: Settings = {"iter": 2000, "interval": 2000, "rounds": 3}
 #: What each method needs for the convnet, and the unit it prunes it by.
 CONVNET_METHODS: dict[str, Settings] = {
     "Reg_Row": {"AA": 0.001, "target_reg": 1.0},
@@ -145,6 +147,9 @@ CONVNET_METHODS: dict[str, Settings] = {
     "ASFP_Row": {"soft_prune_param": {"epoch": 500, "epochs": 20}},
     "SRFP_Row": {"soft_prune_param": {"epoch": 500, "epochs": 20}},
     "ASRFP_Row": {"soft_prune_param": {"epoch": 500, "epochs": 20}},
+    "DSA_Row": {"dsa_param": {"iterations": 10000}},
+    "OrthoReg_Row": {"orthoreg_param": {"finetune": 1000, "rank_param": ROUNDS}},
+    **{f"{method}_Row": {"rank_param": ROUNDS} for method in ("GlobalL1", "GlobalL2", "Taylor", "Fisher", "GraSP", "RD")},
     "L1_Col": {}, "L1_Row": {}, "L2_Col": {}, "L2_Row": {}, "Random_Col": {}, "Random_Row": {}, "Largest_Col": {},
     "Largest_Row": {},
 }
