@@ -210,6 +210,12 @@ def test_damaged_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     assert not list((tmp_path / "run").glob("*lmdb*"))
 
 
+def test_a_list_of_what_there_is(capsys: pytest.CaptureFixture) -> None:
+    assert main(["reproduce"]) == 0
+    output = capsys.readouterr().out
+    assert "ResNet-50 on ImageNet; needs ilsvrc12 and trained weights" in output and "GReg2_Row_2.31x" in output
+
+
 def test_unknown_command(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         main(["dmeo"])
