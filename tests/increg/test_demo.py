@@ -45,7 +45,7 @@ def increg(*arguments: str, cwd: Path, **options: object) -> subprocess.Complete
     """Runs the command, its output no terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "increg.cli", *arguments], cwd=cwd, env=environment,
-                          capture_output=True, text=True, timeout=120, **options)
+                          capture_output=True, text=True, timeout=600, **options)
 
 
 def test_it_prunes(finished: tuple[Path, str]) -> None:
@@ -121,7 +121,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, finished: tuple[Path, str]) 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "increg.cli", "demo", "--quick", "--seed", "3", "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        watchdog = threading.Timer(100, process.kill)
+        watchdog = threading.Timer(500, process.kill)
         watchdog.start()
         for line in process.stdout:
             if "conv1 is pruned" in line:

@@ -129,7 +129,7 @@ def test_in_a_browser(folder: Path, tmp_path: Path, width: int) -> None:
     result = subprocess.run(
         [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
          "--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path / 'frame.html'}"],
-        capture_output=True, text=True, timeout=120)
+        capture_output=True, text=True, timeout=300)
     found = re.search(r"<title>(.*?)</title>", result.stdout)
     assert found, result.stderr[-1000:]
     page_width, window, images, shown, headings = map(int, found[1].split())
