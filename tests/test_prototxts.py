@@ -11,7 +11,7 @@ import pytest
 from caffe_compat import Solver, proto
 from caffe_compat.db import create_database, make_datum
 from caffe_compat.net import Net
-from increg import datasets, experiments
+from increg import PruneHook, datasets, experiments
 from increg.budget import measure
 from increg.methods import METHODS, method_names
 from increg.plugin import attach
@@ -149,25 +149,41 @@ GREG_SPEEDUPS = {("resnet56", "GReg1_Row"): 2.55, ("vgg19", "GReg1_Row"): 8.84, 
                  ("resnet50", "GReg1_Row_2.56x"): 2.56, ("resnet50", "GReg1_Row_3.06x"): 3.06}
 
 
+def hook_of(path: Path, folder: Path) -> PruneHook:
+    """What prunes by a solver file, its net with batches of one image."""
+    document = proto.read_text(path, "SolverParameter")
+    net = proto.read_text(path.parent / document.message.net, "NetParameter")
+    proto.write_text(folder / "net.prototxt", hurry_net(net.message, experiments.Quick(batch=(1, 1)), new=False))
+    document.message.net = str(folder / "net.prototxt")
+    return attach(Solver(document, device="cpu", keep_blobs=False))
+
+
 @pytest.mark.parametrize(("name", "method"), GREG_SPEEDUPS)
 def test_ratios_come_to_the_published_speedups(
         name: str, method: str, stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(stand_ins)
-    experiment = experiments.load(name)
-    document = proto.read_text(experiment.solver(method), "SolverParameter")
-    net = proto.read_text(experiment.folder / document.message.net, "NetParameter")
-    proto.write_text(tmp_path / "net.prototxt", hurry_net(net.message, experiments.Quick(batch=(1, 1)), new=False))
-    document.message.net = str(tmp_path / "net.prototxt")
-    hook = attach(Solver(document, device="cpu", keep_blobs=False))
+    hook = hook_of(experiments.load(name).solver(method), tmp_path)
     after, _ = foresee(hook.layers, hook.config, hook.pruner.coupling, hook.pruner.ties)
     budget = measure(after, speedup_counts_fc=True)
     assert budget.speedup == pytest.approx(GREG_SPEEDUPS[name, method], rel=0.02)
 
 
 def test_the_convnet_has_every_method() -> None:
-    """In a unit at least, so that they can be compared; but for the one that needs BatchNorm."""
-    cores = {method.rpartition("_")[0] for method in experiments.load("convnet").methods()}
-    assert cores == set(METHODS.names()) - {"BNScale"}
+    """In a unit at least, so that they can be compared; those that need BatchNorm's Scale are in vgg19."""
+    cores = {name: {method.rpartition("_")[0] for method in experiments.load(name).methods()} for name in ("convnet", "vgg19")}
+    assert cores["convnet"] == set(METHODS.names()) - {"BNScale", "Taylor"}
+    assert cores["vgg19"] >= {"BNScale", "Taylor", "OrthoReg"}
+
+
+def test_the_convnet_s_methods_accept_their_settings(
+        stand_ins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each solver makes a hook that prunes to the speedup it names, or, by a ranking of the whole net, begins there."""
+    monkeypatch.chdir(stand_ins)
+    for method, path in experiments.load("convnet").methods().items():
+        hook = hook_of(path, tmp_path)
+        _, budget = foresee(hook.layers, hook.config, hook.pruner.coupling, hook.pruner.ties)
+        assert hook.config.name == method
+        assert 4 <= budget.speedup < (4.5 if method != "RegSpa_Col" else 8), method  # one of 25 positions is much
 
 
 def test_resnet50_has_the_reference_s_settings() -> None:

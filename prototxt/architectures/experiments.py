@@ -149,7 +149,7 @@ CONVNET_METHODS: dict[str, Settings] = {
     "ASRFP_Row": {"soft_prune_param": {"epoch": 500, "epochs": 20}},
     "DSA_Row": {"dsa_param": {"iterations": 10000}},
     "OrthoReg_Row": {"orthoreg_param": {"finetune": 1000, "rank_param": ROUNDS}},
-    **{f"{method}_Row": {"rank_param": ROUNDS} for method in ("GlobalL1", "GlobalL2", "Taylor", "Fisher", "GraSP", "RD")},
+    **{f"{method}_Row": {"rank_param": ROUNDS} for method in ("GlobalL1", "GlobalL2", "Fisher", "GraSP", "RD")},
     "L1_Col": {}, "L1_Row": {}, "L2_Col": {}, "L2_Row": {}, "Random_Col": {}, "Random_Row": {}, "Largest_Col": {},
     "Largest_Row": {},
 }
@@ -199,11 +199,19 @@ def resnet56() -> Files:
 
 @EXPERIMENTS.add("vgg19")
 def vgg19() -> Files:
-    """GReg at 8.84x, one-shot L1 with the same ratios, SRFP."""
+    """GReg at 8.84x, one-shot L1 with the same ratios; and half of all filters by rankings that need, or like, BatchNorm."""
+    def ranked(method: str, settings: Settings) -> str:
+        return solver(f"{method} prunes half of VGG-19's filters. Start it from trained weights.", NET, [
+            {"base_lr": 0.01, "lr_policy": "fixed", "momentum": 0.9, "weight_decay": 0.0005, "max_iter": 10000000},
+            {"prune_method": f"{method}_Row", **settings}, ratios(**{"conv*": 0.5}), CIFAR_SCHEDULE, CIFAR_TESTS,
+            snapshots("pruned", 2000, seed=1)])
+
     layers = ratios(**{"conv*": 0.7, "conv1_1": 0.0})
     return {NET: pruning.vgg19_train_val(),
             "deploy.prototxt": deploy_text("VGG-19", 32, partial(vgg.cifar_body, classes=100)),
             "solver_baseline.prototxt": baseline("Trains VGG-19: 200 epochs of 196 iterations.", 0.1, 0.0005,
                                                  [19600, 29400], 39200, 100),
             "solver.prototxt": cifar_greg("GReg1_Row", "VGG-19", layers),
-            **{f"solver_{method}.prototxt": cifar_greg(method, "VGG-19", layers) for method in ("GReg2_Row", "L1_Row")}}
+            **{f"solver_{method}.prototxt": cifar_greg(method, "VGG-19", layers) for method in ("GReg2_Row", "L1_Row")},
+            "solver_OrthoReg_Row.prototxt": ranked("OrthoReg", {"orthoreg_param": {"finetune": 1000, "rank_param": ROUNDS}}),
+            **{f"solver_{method}_Row.prototxt": ranked(method, {"rank_param": ROUNDS}) for method in ("BNScale", "Taylor")}}
