@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         temporary.write_text(text + "\n")
     print(f"\n{text}\n\nIn {out}{os.sep}: {TABLE}, {RESULTS}, and a folder of each run")
     if failed:
-        raise CaffeError(f"{len(failed)} runs failed: {', '.join(failed)}; each one's folder has an {ERROR}")
+        raise CaffeError(f"{len(failed)} runs failed: {', '.join(failed)}; its folder has {ERROR} or {LOG}")
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:

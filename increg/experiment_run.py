@@ -131,7 +131,7 @@ class Run:
         solver.add_hook(Narrator(hook, self.say))
         solver.load_weights(BASELINE)
         self.solve(solver, "pruning", "pruned")
-        if not hook.stages.now.done:
+        if not hook.stages.now.done and solver.iter < solver.param.max_iter:
             self.interrupted(solver, "Pruning")
         solver.net.save(PRUNED)
         self.say(f"Pruned and retrained in {self.seconds['pruning']:.0f} s\n")
