@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> None:
         temporary.write_text(text + "\n")
     print(f"\n{text}\n\nIn {out}{os.sep}: {TABLE}, {RESULTS}, and a folder of each run")
     if failed:
-        raise CaffeError(f"{len(failed)} runs failed: {', '.join(failed)}; its folder has {ERROR} or {LOG}")
+        raise CaffeError(f"{len(failed)} runs failed: {', '.join(failed)}; see {ERROR} or {LOG} in each one's folder")
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
