@@ -56,7 +56,7 @@ class Stages:
         now = self.now
         if layer.finished is not None:
             return
-        by_itself = layer.compared_ratio(self.config.by_rows) >= layer.ratio_now
+        by_itself = self.config.method.reached(layer, self.config.by_rows)
         if not (by_itself or now.speedup_reached):
             return
         layer.finished = step - 1
@@ -109,6 +109,8 @@ class Stages:
         if state == "prune":
             self._unfinish()
         elif state == "retrain":
+            if not now.rate and self.config.retrain_test_interval:  # lr_policy was followed until now
+                self._set_rate(_f(self.trainer.rate))
             now.state_rate = now.rate
         elif state == "final_retrain":
             now.state_iter = self.trainer.iter
@@ -263,7 +265,7 @@ class Stages:
 
     def _check_final_aim(self) -> None:
         now = self.now
-        ratios_reached = all(layer.compared_ratio(self.config.by_rows) >= layer.ratio for layer in self.layers)
+        ratios_reached = all(layer.settled or layer.compared_ratio(self.config.by_rows) >= layer.ratio for layer in self.layers)
         if not (ratios_reached or now.speedup_reached):
             return
         self._app("")

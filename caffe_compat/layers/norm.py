@@ -107,10 +107,6 @@ class BatchNorm(Layer):
         if not self.param.eps >= 0:
             raise self.error(f"eps is {self.param.eps:g}; expected 0 or more")
         self.channels = shapes[0][1]
-        self.by_batch = self.training
-        self._eps = max(self.param.eps, NO_EPS)
-        if self.param.HasField("use_global_stats"):
-            self.by_batch = not self.param.use_global_stats
         for shape in ((self.channels,), (self.channels,), (1,)):
             self.add_param(shape)
         specs = self.spec.param
@@ -129,21 +125,27 @@ class BatchNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         mean_sum, variance_sum, divisor = (blob.tensor for blob in self.blobs)
         scale, shift = self.scale.learned if self.scale else (None, None)
+        eps = max(self.param.eps, NO_EPS)
         if not self.by_batch:
             mean, variance = self._statistics(mean_sum, variance_sum, divisor)
-            return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self._eps)
+            return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, eps)
         mean, variance = torch.zeros_like(mean_sum), torch.zeros_like(variance_sum)
         if x.numel() == self.channels:  # m = 1: torch has no variance for it, Caffe's is 0
             mean = x.detach().flatten()
-            y = F.batch_norm(x - x, torch.zeros_like(mean), variance, scale, shift, False, 0.0, self._eps)
+            y = F.batch_norm(x - x, torch.zeros_like(mean), variance, scale, shift, False, 0.0, eps)
         else:  # with a momentum of 1, torch's running statistics are just those of this batch
-            y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, self._eps)
+            y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, eps)
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
             mean_sum.mul_(fraction).add_(mean)
             variance_sum.mul_(fraction).add_(variance)
             divisor.mul_(fraction).add_(1)
         return y
+
+    @property
+    def by_batch(self) -> bool:
+        """Whether it normalizes by the statistics of the batch, and not by its blobs."""
+        return not self.param.use_global_stats if self.param.HasField("use_global_stats") else self.training
 
     @staticmethod
     @torch.no_grad()
