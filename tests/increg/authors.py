@@ -101,7 +101,7 @@ def make(layers: list[dict[str, Any]], data: dict[str, np.ndarray], settings: st
     document = proto.parse_text(text, "SolverParameter", dialect=proto.INCREG)
     net = Chain(layers, data["data/x"].shape[1:]).text
     document.message.net_param.CopyFrom(proto.parse_text(net, "NetParameter", dialect=proto.INCREG).message)
-    solver = create_solver(document, device=device, keep_diffs=False)
+    solver = create_solver(document, device=device, keep_blobs=False)
     for name, values in part(data, "init").items():
         if name.endswith((".weight", ".bias")):  # running statistics begin where Caffe's do, and do not matter in training
             parameter(solver, name)[...] = values

@@ -200,7 +200,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 writer.put(b"%08d" % i, make_datum(image, label).SerializeToString())
     (folder / "net.prototxt").write_text(DIGITS_NET.format(folder=folder))
     (folder / "solver.prototxt").write_text(DIGITS_SOLVER.format(folder=folder))
-    solver = create_solver(folder / "solver.prototxt", keep_diffs=False)
+    solver = create_solver(folder / "solver.prototxt", keep_blobs=False)
     solver.step(300)
     solver.net.save(folder / "trained.caffemodel")
     assert accuracy(solver) >= 0.96
@@ -218,7 +218,7 @@ def test_digits_are_still_told_apart(core: str, digits: Path) -> None:
         f'prune_method: "{core}_{word}" {DIGITS_SETTINGS[core]} acc_borderline: -1 '
         'prune_ratios { layer: "conv2" prune_ratio: 0.66 }')
     (digits / f"{core}.prototxt").write_text(text)
-    solver = create_solver(digits / f"{core}.prototxt", keep_diffs=False)
+    solver = create_solver(digits / f"{core}.prototxt", keep_blobs=False)
     hook = next(hook for hook in solver.hooks if isinstance(hook, PruneHook))
     solver.load_weights(str(digits / "trained.caffemodel"))
     solver.step(200)

@@ -47,7 +47,7 @@ MOBILE = (DATA + conv("stem", "data", 8) + conv("dw", "stem", 8, more="group: 8"
 def make(net: str, settings: str, folder: Path) -> PruneHook:
     text = (f'snapshot_prefix: "{folder}/s" base_lr: 0.01 lr_policy: "fixed" max_iter: 100 random_seed: 3 solver_mode: CPU '
             f"{settings} net_param {{ {net} }}")
-    solver = create_solver(proto.parse_text(text, "SolverParameter", dialect=proto.INCREG), keep_diffs=False)
+    solver = create_solver(proto.parse_text(text, "SolverParameter", dialect=proto.INCREG), keep_blobs=False)
     return next(hook for hook in solver.hooks if isinstance(hook, PruneHook))
 
 
