@@ -104,6 +104,18 @@ def compare(solver: Solver, hook: PruneHook, again: Solver, other: PruneHook) ->
         assert torch.equal(value, others[key]) if isinstance(value, torch.Tensor) else value == others[key]
 
 
+@pytest.mark.parametrize("name", ["GReg1_Row", "AFP_Row", "SFP_Row", "Reg_Col"])
+def test_the_snapshot_that_pruning_starts_from_can_be_resumed(name: str, tiny: Tiny) -> None:
+    """It was taken before the method began."""
+    solver, hook = made(tiny, name)
+    solver.step(12)
+    again, other = made(tiny, name)
+    again.restore(f"{solver.param.snapshot_prefix}_stage0_iter_0.solverstate")
+    assert again.iter == 0
+    again.step(12)
+    compare(solver, hook, again, other)
+
+
 @pytest.mark.parametrize("name", ["L1_Row", "SFP_Col", "GReg2_Weight"])
 def test_a_whole_run(name: str, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
     """The schedule that Reg has serves all: losseval, retraining at falling rates, the best of it restored at the end."""
