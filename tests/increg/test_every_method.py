@@ -56,10 +56,11 @@ def test_it_prunes(name: str, tiny: Tiny) -> None:
         assert solver.iter < 400
     pruned = [layer.masks.zeros() for layer in hook.layers]
     for layer in hook.pruner.pruned:
-        gone = int(hook.pruner.unit.pruned(layer.masks).sum())
-        if not hook.method.staged:
-            assert gone == hook.pruner.count(layer)
-        assert gone >= hook.config.method.count(1000, layer.ratio) * hook.pruner.unit.size(layer.layout) // 1000
+        gone, asked = int(hook.pruner.unit.pruned(layer.masks).sum()), hook.pruner.count(layer)
+        if name.startswith("RegSpa"):  # the nearest rectangle may keep more or less
+            assert 0 < gone < hook.pruner.unit.size(layer.layout)
+        else:  # Reg may prune several in one iteration
+            assert gone >= asked if hook.method.staged else gone == asked
     solver.step(6)
     assert hook.stages.now.state == "retrain"
     for layer, zeros in zip(hook.layers, pruned):
