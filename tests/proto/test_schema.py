@@ -62,7 +62,7 @@ def beyond(line: str) -> bool:
     name, number = line.removeprefix("enum ").split()[:2]
     messages = ("PruneRatio", "PruneTarget", "GRegParameter", "SoftPruneParameter", "AFPParameter", "OneShotParameter",
                 "CoupledRows:")
-    return name.split(".")[0] in messages or (name.startswith("SolverParameter.") and int(number) >= 1000)
+    return name.split(".")[0] in messages or (name.startswith("SolverParameter.") and number.isdigit() and int(number) >= 1000)
 
 
 def test_ssd_has_the_fields_of_the_fork(golden: Path) -> None:
