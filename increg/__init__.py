@@ -8,6 +8,8 @@ Python, `caffe_compat.plugins.create_solver(path)` does, or `attach(Solver(path)
     groups     rows, columns, kernel positions     stages     the schedule, and aims: what a stage aims at
     table      the groups of all layers at once    coupling   which rows follow which columns
     state      snapshots, in the fork's fields     budget     multiply-adds, weights, speedup
+    importance how much a filter matters           statistics what that is taken from, gathered over data
+    filters    which parameters are a filter's     ranking    filters of all layers compared, in rounds
     hook       connects all this with a solver
 
 Methods and schedule are those of the reference implementation, github.com/MingSun-Tse/Caffe_IncReg (branch

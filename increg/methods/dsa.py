@@ -50,6 +50,7 @@ class DSA(PruneMethod):
     settings = "dsa_param"
     coupled = "TOGETHER"
     chooses_ratios = True
+    zeros_are_pruned = False
 
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config)
