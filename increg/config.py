@@ -23,7 +23,8 @@ PASSES = {"prune": "iter_size_prune", "losseval": "iter_size_losseval", "retrain
 class PruneConfig:
     """What a SolverParameter of the increg dialect says about pruning; fields as there, unless a comment tells more.
 
-    `where` is the file, for messages. `as_reference` follows the reference's defects, see the package's docstring.
+    `where` is the file, for messages. `as_reference` follows the reference's defects, see the package's docstring, in
+    the methods that it has.
     """
 
     where: str
@@ -97,7 +98,8 @@ def read_config(param: Any, where: str, as_reference: bool = False) -> PruneConf
         update_row_col=param.IF_update_row_col, early_stop=param.IF_eswpf, use_acc1=param.IF_use_acc1,
         acc_borderline=param.acc_borderline, baseline_acc=param.baseline_acc,
         losseval_interval=param.losseval_interval, retrain_test_interval=param.retrain_test_interval,
-        passes={state: getattr(param, name) for state, name in PASSES.items()}, as_reference=as_reference)
+        passes={state: getattr(param, name) for state, name in PASSES.items()},
+        as_reference=as_reference and method.staged)
     _check(config)
     return config
 

@@ -290,7 +290,8 @@ class PruneHook(SolverHook):
             rows, columns, layout = int(layer.num_rows), int(layer.num_columns), layer.layout
             shape = state.format_shape(layout.shape)
             say(f"[app]    {layer.name}, shape = {shape} | num_col = {layout.columns}, num_pruned_col = {columns} "
-                f"({columns / layout.columns:f}) | num_row = {layout.rows}, num_pruned_row = {rows} ({rows / layout.rows:f})")
+                f"({columns / layout.columns:f}) | num_row = {layout.rows}, num_pruned_row = {rows} ({rows / layout.rows:f})"
+                + (f" | num_pruned_weight = {layer.masks.num_weights}" if layer.masks.weights is not None else ""))
 
     def stop(self) -> None:
         """Ends training."""

@@ -148,7 +148,8 @@ class Stages:
         self._app(f"Current pruning stage (stage = {now.stage}) finished. Go on training for a little while before checking "
                   f"accuracy. speedup: {budget.speedup:g}, iter: {now.finished_iter}{_clock()}")
         for layer in self._pruned():
-            self._app(f"   {layer.index} - pruned_ratio: {layer.pruned_ratio_column:g}")
+            ratio = layer.pruned_ratio if layer.settled else layer.pruned_ratio_column  # the latter in the reference
+            self._app(f"   {layer.index} - pruned_ratio: {ratio:g}")
         self._enter("losseval")
         for layer in self._pruned():
             left = self.trainer.clear_left_over(layer, _f(now.ceiling))

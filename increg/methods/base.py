@@ -56,7 +56,7 @@ class PruneMethod:
     #: What becomes of rows that share channels with another layer's unless coupled_rows says otherwise: ALONE, SKIP or
     #: TOGETHER, as the authors' code does it.
     coupled: ClassVar[str] = "ALONE"
-    #: Whether a layer's ratio may grow in stages, by the accuracy reached (acc_borderline).
+    #: Whether a layer's ratio may grow in stages, by the accuracy reached (acc_borderline); the reference's methods.
     staged: ClassVar[bool] = False
     #: Whether the learning rate of the first update is held until the schedule changes it, whatever lr_policy says.
     holds_rate: ClassVar[bool] = False

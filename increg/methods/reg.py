@@ -174,6 +174,11 @@ class Reg(PruneMethod):
         table, unit, ceiling = self.table, self.unit, self.pruner.ceiling
         for layer in self._active:
             unit.norms(layer.layout, layer.weight.tensor, out=table.row(table.norms, layer.table_index))
+        for tie in self.pruner.ties:  # the same norms from the start make the same ranks, punishments and ends
+            rows = [table.row(table.norms, layer.table_index) for layer in tie]
+            mean = torch.stack(rows).mean(0)
+            for row in rows:
+                row.copy_(mean)
         fresh = self.step(table, iteration + 1, ceiling)
         counts = fresh.sum(1).tolist()
         for layer in self._active:

@@ -10,6 +10,7 @@ import torch
 from pruning import Tiny
 
 from caffe_compat.db import create_database, make_datum
+from caffe_compat.errors import WeightError
 from caffe_compat.plugins import create_solver
 from caffe_compat.solver import Solver
 from increg import PruneHook
@@ -64,7 +65,8 @@ def test_none_is_forgotten() -> None:
     assert all(name.rpartition("_")[2] in UNITS for name in method_names())
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", [f"{core}_{word}" for core in METHODS.names()
+                                  for word in list(METHODS.get(core).units)[:5 if core in ("L1", "GReg1") else 2]])
 def test_it_prunes(name: str, tiny: Tiny) -> None:
     """The layers have lost what prune_ratio says, for good."""
     solver, hook = made(tiny, name)
@@ -125,6 +127,55 @@ def compare(solver: Solver, hook: PruneHook, again: Solver, other: PruneHook) ->
     assert state.keys() == others.keys()
     for key, value in state.items():
         assert torch.equal(value, others[key]) if isinstance(value, torch.Tensor) else value == others[key]
+
+
+@pytest.mark.parametrize("name", ["L1_Row", "SFP_Col", "GReg2_Weight"])
+def test_a_whole_run(name: str, tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    """The schedule that Reg has serves all: losseval, retraining at falling rates, the best of it restored at the end."""
+    solver, hook = tiny.make(f'prune_method: "{name}" {SETTINGS[name.rpartition("_")[0]]} max_iter: 400')
+    solver.solve()
+    assert hook.stages.now.done and solver.stopped and solver.iter < 400
+    for layer in hook.pruner.pruned:
+        assert int(hook.pruner.unit.pruned(layer.masks).sum()) == hook.pruner.count(layer)
+    assert all((layer.weight.tensor[layer.masks.zeros()] == 0).all() for layer in hook.layers)
+    said = capsys.readouterr().out
+    for words in ("losseval' done", "'retrain' of current lr period finished", "decay lr (new: 0.001", "Output the best",
+                  "'Given pr to get acc' task done!"):
+        assert words in said
+
+
+def test_the_methods_own_rate_ends_with_pruning(tiny: Tiny) -> None:
+    solver, hook = tiny.make('prune_method: "GReg1_Row" base_lr: 0.02 retrain_test_interval: 0 greg_param { lr_prune: 0.5 '
+                             "update_reg_interval: 1 reg_granularity_prune: 2 stabilize_reg_interval: 3 }")
+    rates = []
+    for _ in range(6):
+        solver.step(1)
+        rates.append((round(solver.rate, 6), hook.stages.now.state))
+    assert rates == [(0.5, "prune")] * 3 + [(0.5, "losseval")] + [(0.02, "losseval")] * 2
+
+
+def test_momentum_begins_anew_after_greg(tiny: Tiny) -> None:
+    solver, hook = tiny.make('prune_method: "GReg1_Row" retrain_test_interval: 0 greg_param { lr_prune: 0 '
+                             "reg_granularity_prune: 2 stabilize_reg_interval: 2 }")
+    solver.step(2)
+    assert any(history.any() for histories in solver.history for history in histories)
+    solver.step(1)
+    assert hook.pruner.settled
+    assert not any(history.any() for histories in solver.history for history in histories)
+
+
+@pytest.mark.parametrize(("before", "after", "said"), [
+    ("GReg1_Row", "SFP_Row", "was written while pruning by GReg1_Row, and this solver prunes by SFP_Row"),
+    ("Reg_Col", "L1_Col", "was written while pruning by Reg_Col"),
+    ("None", "GReg1_Row", "tells nothing of GReg1_Row, by which this solver prunes"),
+])
+def test_a_state_of_another_method_is_refused(before: str, after: str, said: str, tiny: Tiny) -> None:
+    solver, _ = tiny.make(f'prune_method: "{before}" AA: 0.02 target_reg: 0.1')
+    solver.step(3)
+    path = solver.snapshot("_other")
+    solver, _ = tiny.make(f'prune_method: "{after}"')
+    with pytest.raises(WeightError, match=said):
+        solver.restore(path)
 
 
 # -- on real images ---------------------------------------------------------------------------------------------------

@@ -47,7 +47,7 @@ MOBILE = (DATA + conv("stem", "data", 8) + conv("dw", "stem", 8, more="group: 8"
 def make(net: str, settings: str, folder: Path) -> PruneHook:
     text = (f'snapshot_prefix: "{folder}/s" base_lr: 0.01 lr_policy: "fixed" max_iter: 100 random_seed: 3 solver_mode: CPU '
             f"{settings} net_param {{ {net} }}")
-    solver = create_solver(proto.parse_text(text, "SolverParameter", dialect=proto.INCREG), keep_diffs=False)
+    solver = create_solver(proto.parse_text(text, "SolverParameter", dialect=proto.INCREG), keep_blobs=False)
     return next(hook for hook in solver.hooks if isinstance(hook, PruneHook))
 
 
@@ -162,16 +162,17 @@ def test_skip(tmp_path: Path) -> None:
     assert hook.layers[0].note == "rows meet: stem, b"
 
 
-@pytest.mark.parametrize("method", ["L1_Row", "Random_Row", "GReg1_Row", "SFP_Row", "AFP_Row"])
+@pytest.mark.parametrize("method", ["L1_Row", "Random_Row", "GReg1_Row", "SFP_Row", "AFP_Row", "Reg_Row"])
 def test_together(method: str, tmp_path: Path) -> None:
     """The same rows go, of the least mean score; their channels leave the net, and so the next layer's columns follow."""
-    hook = make(BLOCK, f'prune_method: "{method}" coupled_rows: TOGETHER soft_prune_param {{ epoch: 1 epochs: 1 }} '
-                "afp_param { prune_iter: 1 } greg_param { reg_granularity_prune: 9 stabilize_reg_interval: 0 } "
+    hook = make(BLOCK, f'prune_method: "{method}" coupled_rows: TOGETHER '
+                "soft_prune_param { epoch: 1 epochs: 1 } AA: 0.02 target_reg: 0.1 afp_param { prune_iter: 1 } "
+                "greg_param { reg_granularity_prune: 9 stabilize_reg_interval: 0 } "
                 'prune_ratios { layer: "[asb]*" prune_ratio: 0.5 }', tmp_path)
     assert [[layer.name for layer in tie] for tie in hook.pruner.ties] == [["stem", "b"]]
     stem, _, b, fc = hook.layers
     scores = (stem.weight.tensor.abs().flatten(1).sum(1) + b.weight.tensor.abs().flatten(1).sum(1)).detach()
-    hook.solver.step(2)
+    hook.solver.step(40 if method == "Reg_Row" else 2)
     assert torch.equal(stem.masks.rows, b.masks.rows) and stem.num_rows == 4
     if method == "L1_Row":
         assert set(stem.masks.rows.nonzero().flatten().tolist()) == set(scores.argsort()[:4].tolist())
