@@ -197,8 +197,10 @@ def test_settings_that_cannot_be(settings: str, message: str) -> None:
 
 
 def test_a_budget_out_of_reach(digits: Digits) -> None:
-    with pytest.raises(SolverError, match=r"speedup: 20 cannot be met by DSA_Row: .* is what least_ratio 0.6"):
+    with pytest.raises(SolverError, match=r"prune_target asks for a speedup of 20, and DSA_Row can reach 2\.\d+ with least_r"):
         make(digits, "prune_target { speedup: 20 } dsa_param { iterations: 10 least_ratio: 0.6 }")
+    with pytest.raises(SolverError, match=r"the prune_ratios ask for a speedup of 3\.\d+, and DSA_Row can reach"):
+        make(digits, CONVOLUTIONS + "dsa_param { iterations: 10 least_ratio: 0.6 }")
 
 
 def test_no_scale_to_go_by(digits: Digits) -> None:
