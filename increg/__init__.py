@@ -9,6 +9,8 @@ Python, `caffe_compat.plugins.create_solver(path)` does, or `attach(Solver(path)
     groups     weights as matrices, masks          stages     the schedule, and aims: what a stage aims at
     units      rows, columns, channels, ...        coupling   which rows follow which columns; ties: which go together
     state      snapshots, in the fork's fields     budget     multiply-adds, weights, speedup
+    importance how much a filter matters           statistics what that is taken from, gathered over data
+    filters    which parameters are a filter's     ranking    filters of all layers compared, in rounds
     hook       connects all this with a solver     table      the groups of all layers at once (Reg)
 
 All methods share one schedule. It, and the methods Reg and RegSpa, are those of the reference implementation,

@@ -50,6 +50,7 @@ class DSA(PruneMethod):
     settings = "dsa_param"
     coupled = "TOGETHER"
     chooses_ratios = True
+    zeros_are_pruned = False
 
     def __init__(self, config: PruneConfig) -> None:
         super().__init__(config)
@@ -118,9 +119,10 @@ class DSA(PruneMethod):
     def _check_budget(self) -> None:
         lowest = float(self.form(self._least))
         if lowest > self.budget:
-            self.fail(f"prune_target speedup: {1 / self.budget:g} cannot be met by {self.config.name}: {1 / lowest:.4g} is "
-                      f"what least_ratio {self.param.least_ratio:g} and least_groups {self.config.least_groups} leave; set "
-                      "these lower, or give more layers a prune_ratio")
+            asks = "prune_target asks" if self.config.target is not None else "the prune_ratios ask"
+            self.fail(f"{asks} for a speedup of {1 / self.budget:g}, and {self.config.name} can reach {1 / lowest:.4g} with "
+                      f"least_ratio {self.param.least_ratio:g} and least_groups {self.config.least_groups}; set these lower, "
+                      "or give more layers a prune_ratio")
 
     # -- the search -----------------------------------------------------------------------------------------------------
 

@@ -38,6 +38,7 @@ class Ranked(PruneMethod):
     settings = "rank_param"
     coupled = "TOGETHER"
     chooses_ratios = True
+    zeros_are_pruned = False
     estimator: ClassVar[str]
 
     def __init__(self, config: PruneConfig) -> None:
@@ -58,7 +59,6 @@ class Ranked(PruneMethod):
             self.fail(f"rank_param: temperature is {self.rank.temperature:g}, expected more than 0")
         self.ratios: list[float] = []
         self.done = self.steps = 0
-        self._scores: dict[str, Tensor] = {}
 
     def _rank_settings(self) -> Any:
         return self.param
@@ -71,17 +71,24 @@ class Ranked(PruneMethod):
         super().bind(pruner)
         self.places = filters.places(pruner.net, pruner.pruned)
         self.groups = together(pruner.pruned, pruner.ties)
+        #: What every filter was worth when it was last judged.
+        self._scores = {layer.name: torch.zeros(layer.layout.rows, device=pruner.device) for layer in pruner.pruned}
         without = [layer for layer, place in zip(pruner.pruned, self.places) if place.scale is None]
         if self._estimator.needs_scale and without:
             raise SolverError(f"{without[0].where}: {self.config.name} judges filters by the Scale behind the layer's "
                               "BatchNorm, and this layer has none; set its prune_ratio to 0, or prune by another method")
         if self._estimator.statistic in ("curvature", "sensitivity"):
             Head(pruner.net)
-        filters_in_all = sum(group[0].layout.rows for group in self.groups)
-        total = sum(written(group[0].ratio) * group[0].layout.rows for group in self.groups) / filters_in_all
-        equal = {written(group[0].ratio) for group in self.groups}
         self.ratios = (ranking.threshold_ratios(self.thresholds) if self.thresholds
-                       else ranking.round_ratios(equal.pop() if len(equal) == 1 else total, self.rank.rounds))
+                       else ranking.round_ratios(self._total(), self.rank.rounds))
+
+    def _total(self) -> float:
+        """The share of all filters to prune: the mean of the ratios; one that all have to the last bit."""
+        ratios = {written(group[0].ratio) for group in self.groups}
+        if len(ratios) == 1:
+            return ratios.pop()
+        sizes = [group[0].layout.rows for group in self.groups]
+        return sum(written(group[0].ratio) * size for group, size in zip(self.groups, sizes)) / sum(sizes)
 
     def next_round(self) -> int | None:
         """How many iterations after the first one the next round comes, None after the last."""
@@ -129,26 +136,21 @@ class Ranked(PruneMethod):
         found = [self._estimator(filters.cut(layer, place, own),
                                  None if statistic is None else filters.cut(layer, place, statistic))
                  for layer, place in zip(self.pruner.pruned, self.places)]
-        self._keep_scores(found)
+        for layer, values in zip(self.pruner.pruned, found):
+            self._scores[layer.name][~layer.masks.rows] = values
         judged = [[layer for layer in group if not is_depthwise(layer)] or group for group in self.groups]
         return [torch.stack([found[layer.table_index] for layer in group]).mean(0) for group in judged]
-
-    def _keep_scores(self, found: list[Tensor]) -> None:
-        """For `numbers`: what every filter was worth when it was last judged."""
-        for layer, values in zip(self.pruner.pruned, found):
-            scores = self._scores.setdefault(layer.name, torch.zeros(layer.layout.rows, device=values.device))
-            scores[~layer.masks.rows] = values.float()
 
     def state(self) -> dict[str, Any]:
         return {"done": self.done, "steps": self.steps} | {f"score/{name}": scores for name, scores in self._scores.items()}
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.done, self.steps = state["done"], state["steps"]
-        self._scores = {key.removeprefix("score/"): values.to(self.pruner.device) for key, values in state.items()
-                        if key.startswith("score/")}
+        for name, scores in self._scores.items():
+            scores.copy_(state[f"score/{name}"])
 
     def numbers(self, layer: LayerState) -> dict[str, Tensor]:
-        return {"score": self._scores[layer.name]} if layer.name in self._scores else {}
+        return {"score": self._scores[layer.name]}
 
 
 @METHODS.add("GlobalL1")

