@@ -100,8 +100,10 @@ class Channels:
             return [bottoms[0]]
         if layer.type == "Concat":
             return self._concat(layer, bottoms, in_shapes, out_shapes[0])
-        if layer.type == "Slice" and len(in_shapes[0]) > 1 and sum(shape[1] for shape in out_shapes) == in_shapes[0][1]:
-            return np.split(bottoms[0], np.cumsum([shape[1] for shape in out_shapes])[:-1])
+        if layer.type == "Slice" and len(in_shapes[0]) > 1:
+            return self._slice(bottoms[0], out_shapes)
+        if layer.type == "Crop" and layer.canonical_axis(layer.param.axis, in_shapes[0]) > 1:
+            return [bottoms[0]]  # of the other bottom only the size counts
         if layer.type in ("Flatten", "Reshape") and out_shapes[0][:1] == in_shapes[0][:1] and len(out_shapes[0]) > 1:
             return self._reshape(bottoms[0], out_shapes[0])
         return None
@@ -124,6 +126,11 @@ class Channels:
             return [np.concatenate(bottoms)]
         self._join(bottoms, layer.name)
         return [bottoms[0]]
+
+    @staticmethod
+    def _slice(bottom: np.ndarray, out_shapes: Shapes) -> list[np.ndarray]:
+        sizes = [shape[1] for shape in out_shapes]
+        return np.split(bottom, np.cumsum(sizes)[:-1]) if sum(sizes) == len(bottom) else [bottom] * len(sizes)
 
     def _reshape(self, bottom: np.ndarray, out_shape: tuple[int, ...]) -> list[np.ndarray] | None:
         """Channels stay, or each becomes as many as it has pixels."""

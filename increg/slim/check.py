@@ -10,6 +10,7 @@ from caffe_compat.errors import CaffeError, NetError
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
 
+from .matrices import TYPES
 from .plan import Plan, plan
 from .rewrite import rewrite
 
@@ -81,21 +82,33 @@ def check_same(net: Net, smaller: Net, found: Plan, inputs: list[dict[str, Tenso
             for name, values in given.items():
                 each.blobs[name].write(values.numpy())
             each.forward()
+        scales = _scales(net)
         for name in smaller.blobs:
             if name in kept:
-                worst = max(worst, _difference(name, net.blobs[name].tensor, smaller.blobs[name].tensor, kept[name]))
+                worst = max(worst, _difference(name, net.blobs[name].tensor.detach(), smaller.blobs[name].tensor.detach(),
+                                               kept[name], scales[name]))
     return worst
 
 
-def _difference(name: str, before: Tensor, after: Tensor, kept: Tensor) -> float:
-    before = before.detach()
+def _scales(net: Net) -> dict[str, float]:
+    """By blob, what differences are measured with: its largest value, or 1, or (the rounding of large values stays where
+    they are squashed) that of what it was made from without a product of matrices."""
+    scales: dict[str, float] = {}
+    for layer in net.layers:
+        before = [] if layer.type in TYPES else [scales[name] for name in layer.spec.bottom]
+        for name in net.top_names[layer.name]:
+            values = net.blobs[name].tensor.detach()
+            scales[name] = max(1.0, float(values.abs().max()) if values.numel() else 1.0, *before)
+    return scales
+
+
+def _difference(name: str, before: Tensor, after: Tensor, kept: Tensor, scale: float) -> float:
     expected = before[:, kept.to(before.device)] if before.dim() > 1 else before
     if expected.shape != after.shape:
         raise NetError(f"blob {name} of the smaller net is {tuple(after.shape)}, expected {tuple(expected.shape)}", blob=name)
     if not expected.numel():
         return 0.0
-    scale = max(1.0, float(expected.abs().max()))
-    found = float((expected - after.detach()).abs().max()) / scale
+    found = float((expected - after).abs().max()) / scale
     if not found <= TOLERANCE:  # also NaN
         raise NetError(f"blob {name} of the smaller net differs by {found:.2g} of its largest value, {scale:.3g}; allowed is "
                        f"{TOLERANCE:g}. Nothing was written", blob=name)

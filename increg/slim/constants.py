@@ -39,11 +39,12 @@ def constants(net: Net, channels: Channels, matrices: dict[str, Matrix]) -> dict
             results = [of_rows(matrices[layer.name], bottom) for bottom in bottoms]
         elif layer.type == "Split":
             results = bottoms * len(tops)
-        elif layer.type == "Slice" and sum(map(len, tops)) == len(bottoms[0]):
-            results = list(bottoms[0].split([len(ids) for ids in tops]))
+        elif layer.type == "Slice":
+            sizes = [len(ids) for ids in tops]
+            results = list(bottoms[0].split(sizes)) if sum(sizes) == len(bottoms[0]) else bottoms * len(tops)
         elif layer.type == "Concat" and sum(map(len, bottoms)) == len(tops[0]):
             results = [torch.cat(bottoms)]
-        elif layer.type in RULES and _same_channels(channels, layer.name):
+        elif layer.type in RULES and _same_channels(layer, channels):
             result = RULES.get(layer.type)(layer, bottoms)
             results = [result.repeat_interleave(len(tops[0]) // len(result))]
         else:
@@ -74,12 +75,13 @@ def folded(matrix: Matrix, inputs: Tensor) -> Tensor:
     return total.float()
 
 
-def _same_channels(channels: Channels, name: str) -> bool:
+def _same_channels(layer: Layer, channels: Channels) -> bool:
     """Whether a layer's only top has the channels of its bottoms, each once or once a pixel."""
-    bottoms, tops = channels.bottoms[name], channels.tops[name]
-    if len(tops) != 1 or any(not np.array_equal(ids, bottoms[0]) for ids in bottoms):
+    bottoms, tops = channels.bottoms[layer.name], channels.tops[layer.name]
+    read = bottoms[:1] if layer.type == "Crop" else bottoms
+    if len(tops) != 1 or any(not np.array_equal(ids, read[0]) for ids in read):
         return False
-    return len(tops[0]) % len(bottoms[0]) == 0 and np.array_equal(tops[0], bottoms[0].repeat(len(tops[0]) // len(bottoms[0])))
+    return len(tops[0]) % len(read[0]) == 0 and np.array_equal(tops[0], read[0].repeat(len(tops[0]) // len(read[0])))
 
 
 def _varying(count: int) -> Tensor:
@@ -122,7 +124,8 @@ def _eltwise(layer: Layer, bottoms: list[Tensor]) -> Tensor:
     return result.where(~torch.stack(bottoms).isnan().any(0), torch.nan)
 
 
+@RULES.add("Crop")
 @RULES.add("Flatten")
 @RULES.add("Reshape")
-def _flatten(layer: Layer, bottoms: list[Tensor]) -> Tensor:
+def _first(layer: Layer, bottoms: list[Tensor]) -> Tensor:
     return bottoms[0]

@@ -9,7 +9,7 @@ and as many inputs as the others, or nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,56 +49,77 @@ class Inputs:
 
 def keep(channels: Channels, matrices: Mapping[str, Matrix], inputs: Mapping[str, Inputs]) -> np.ndarray:
     """(numbers,) bool: the channels that stay."""
-    kept = channels.needed | channels.given
-    seen: dict[str, np.ndarray] = {}
-    while True:
-        before = kept.sum()
-        for name in reversed(matrices):
-            matrix = matrices[name]
-            rows = kept[matrix.writes]
-            if name not in seen or not np.array_equal(seen[name], rows):
-                seen[name] = rows
-                read = matrix.read_by(rows)
-                kept[matrix.reads[read & ~inputs[name].removable & ~inputs[name].carried]] = True
-                _keep_carrier(kept, matrix, inputs[name], read)
-            _balance(kept, matrix)
-        for blobs in channels.tops.values():
-            for ids in blobs:
-                if len(ids) and not kept[ids].any():
-                    kept[ids[0]] = True
-        if kept.sum() == before:
-            return kept
+    return _Keeping(channels, matrices, inputs).kept
 
 
-def _keep_carrier(kept: np.ndarray, matrix: Matrix, inputs: Inputs, read: np.ndarray) -> None:
-    """Keeps an input to carry those of one value that are read across a border."""
-    carried = (inputs.carried & read)[0]
-    if carried.any() and carrier(kept, matrix, inputs, carried) is None:
-        kept[matrix.reads[0, _largest(carried, inputs)]] = True
+class _Keeping:
+    """Grows `kept` by one rule after the other, the later ones only where the earlier have no more to add."""
+
+    def __init__(self, channels: Channels, matrices: Mapping[str, Matrix], inputs: Mapping[str, Inputs]) -> None:
+        self.matrices, self.inputs = matrices, inputs
+        self.kept = channels.needed | channels.given
+        self._blobs = [ids for tops in channels.tops.values() for ids in tops if len(ids)]
+        #: By layer, the kept rows that `_reads` has seen, and the inputs that they read.
+        self._rows: dict[str, np.ndarray] = {}
+        self._read: dict[str, np.ndarray] = {}
+        while any(map(self._grows, (self._reads, self._carriers, self._groups, self._some))):
+            pass
+
+    def _grows(self, rule: Callable[[], None]) -> bool:
+        before = self.kept.sum()
+        rule()
+        return bool(self.kept.sum() > before)
+
+    def _reads(self) -> None:
+        """What a kept row reads is kept, unless its biases can stand for it."""
+        for name, matrix in reversed(self.matrices.items()):
+            rows = self.kept[matrix.writes]
+            if name not in self._rows or not np.array_equal(self._rows[name], rows):
+                self._rows[name], read = rows, matrix.read_by(rows)
+                self._read[name] = self.inputs[name].carried & read
+                self.kept[matrix.reads[read & ~self.inputs[name].removable & ~self.inputs[name].carried]] = True
+
+    def _carriers(self) -> None:
+        """Keeps an input to carry those of one value that are read across a border."""
+        for name, matrix in self.matrices.items():
+            carried = self._read[name]
+            if carried.any() and carrier(self.kept, matrix, self.inputs[name], carried[0]) is None:
+                self.kept[matrix.reads[0, _largest(carried[0], self.inputs[name])]] = True
+
+    def _groups(self) -> None:
+        """Gives each group that keeps anything as many rows and inputs as the one that keeps most."""
+        for matrix in self.matrices.values():
+            if len(matrix.writes) > 1:
+                alive = self.kept[matrix.writes].any(1) | self.kept[matrix.reads].any(1)
+                for ids in (matrix.writes, matrix.reads):
+                    self._even(ids, alive)
+
+    def _even(self, ids: np.ndarray, alive: np.ndarray) -> None:
+        counts = self.kept[ids].sum(1)
+        most = max(1, counts.max())
+        for group in np.flatnonzero(alive & (counts < most)):
+            missing = ids[group][~self.kept[ids[group]]]
+            self.kept[missing[:most - counts[group]]] = True
+
+    def _some(self) -> None:
+        """No blob may be left without a channel: keeps one of the first that would."""
+        for ids in self._blobs:
+            if not self.kept[ids].any():
+                self.kept[ids[0]] = True
+                return
 
 
 def carrier(kept: np.ndarray, matrix: Matrix, inputs: Inputs, carried: np.ndarray) -> int | None:
-    """The kept input with the largest constant value, if that can stand for the `carried` ones."""
-    candidates = inputs.carried[0] & kept[matrix.reads[0]]
-    if not candidates.any():
-        return None
-    best = _largest(candidates, inputs)
+    """The kept input that is to stand for the `carried` ones, None if no value is large enough: one of them if it can be,
+    or the net of these inputs could be slimmed again."""
+    constant = inputs.carried[0] & kept[matrix.reads[0]]
     limit = CARRIER * abs(inputs.values[0, _largest(carried, inputs)])
-    return best if abs(inputs.values[0, best]) >= limit else None
+    for candidates in (constant & matrix.used[0].any(0).numpy(), constant):
+        best = _largest(candidates, inputs)
+        if candidates[best] and abs(inputs.values[0, best]) >= limit:
+            return best
+    return None
 
 
 def _largest(among: np.ndarray, inputs: Inputs) -> int:
     return int(np.where(among, np.abs(inputs.values[0]), -1).argmax())
-
-
-def _balance(kept: np.ndarray, matrix: Matrix) -> None:
-    """Gives each group that keeps anything as many rows and inputs as the one that keeps most."""
-    if len(matrix.writes) == 1:
-        return
-    alive = kept[matrix.writes].any(1) | kept[matrix.reads].any(1)
-    for ids in (matrix.writes, matrix.reads):
-        counts = kept[ids].sum(1)
-        most = max(1, counts.max())
-        for group in np.flatnonzero(alive & (counts < most)):
-            missing = ids[group][~kept[ids[group]]]
-            kept[missing[:most - counts[group]]] = True

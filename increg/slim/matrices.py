@@ -43,7 +43,7 @@ class Matrix:
     weight: (group, rows, inputs, positions), a view where the type allows it; an input of an InnerProduct is a column
     writes: (group, rows) channel of each row         reads: (group, inputs) channel of each input
     used:   (group, rows, inputs) bool, whether the row reads the input: a weight of it is not zero
-    padded: whether positions beyond the borders count as zeros
+    padded: whether rows read zeros beyond the borders
     shared: whether other layers have the same weight or bias
     """
 
@@ -66,7 +66,7 @@ class Matrix:
             layer, layout, weight, channels.writes[layer.name].reshape(group, -1),
             channels.reads[layer.name].reshape(group, -1, positions)[..., 0],
             used.squeeze(-1) if positions == 1 else used.any(-1),
-            padded=layer.type == "Deconvolution" or (layer.type == "Convolution" and any(layer.window.pad)), shared=shared)
+            padded=layer.type == "Deconvolution" or (layer.type == "Convolution" and _reaches_out(layer, used)), shared=shared)
 
     @property
     def bias(self) -> Tensor | None:
@@ -78,6 +78,16 @@ class Matrix:
         if len(rows) == 1:
             return self.used[0, torch.from_numpy(rows[0])].any(0, keepdim=True).numpy()
         return (self.used & torch.from_numpy(rows)[..., None]).any(1).numpy()
+
+
+def _reaches_out(layer: Layer, used: Tensor) -> bool:
+    """Whether a position of a Convolution's kernel that is not zero lies beyond the borders at times."""
+    window = layer.window
+    positions = used.flatten(0, 2).any(0).reshape(window.kernel).nonzero()
+    if not len(positions):
+        return False
+    pad, dilation, kernel = (torch.tensor(sizes) for sizes in (window.pad, window.dilation, window.kernel))
+    return bool((positions.amin(0) * dilation < pad).any() or ((kernel - 1 - positions.amax(0)) * dilation < pad).any())
 
 
 def as_matrix(layer: Layer, weight: Tensor, group: int) -> Tensor:

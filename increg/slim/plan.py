@@ -142,7 +142,7 @@ def _other(layer: Layer, channels: Channels, kept: np.ndarray, net: Net) -> Edit
     if layer.type in PASSING:
         edit.blobs = {k: blob.tensor.detach()[torch.from_numpy(mask)] for k, blob in enumerate(layer.blobs)
                       if blob.shape == mask.shape and not (layer.type == "BatchNorm" and k == 2)}
-    elif layer.type == "Slice" and len(tops) > 1:
+    elif layer.type == "Slice" and sum(map(len, tops)) == len(mask):
         edit.slice_points = np.cumsum([top.sum() for top in tops])[:-1].tolist()
     elif layer.type == "Reshape":
         axis = layer.param.axis
