@@ -134,16 +134,19 @@ _FREE = frozenset(("Input", "Split", "Silence", "Concat", "Slice", "Flatten", "R
                    "DummyData", "HDF5Data", "MemoryData", "WindowData", "Parameter"))
 
 
-def layer_budgets(net: Net) -> list[LayerBudget]:
-    """What each layer of `net` costs, with the weights that it has now."""
-    return [LayerBudget(cost, *_weights(layer), _others(layer, cost)) for layer, cost in zip(net.layers, layer_costs(net))]
+def layer_budgets(net: Net, *, pruned: bool = True) -> list[LayerBudget]:
+    """What each layer of `net` costs, and what is left of it with the weights that it has now; all, unless `pruned`."""
+    return [LayerBudget(cost, *_weights(layer, pruned), _others(layer, cost))
+            for layer, cost in zip(net.layers, layer_costs(net))]
 
 
-def _weights(layer: Layer) -> tuple[int, float]:
+def _weights(layer: Layer, pruned: bool) -> tuple[int, float]:
     """How many weights a matrix has, and what share of them is in rows and columns that are not zero throughout."""
     if layer.type not in ("Convolution", "Deconvolution", "InnerProduct"):
         return 0, 1.0
     blob = layer.blobs[0]
+    if not pruned:
+        return blob.count, 1.0
     layout = Layout(blob.shape, getattr(layer.param, "group", 1), getattr(layer.param, "transpose", False))
     masks = Masks(layout)
     masks.set_from_zeros(blob.tensor.detach())

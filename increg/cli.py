@@ -9,16 +9,21 @@ from collections.abc import Sequence
 from caffe_compat.cli import Parser
 from caffe_compat.cli import run as run_command
 
-from . import demo
+from . import demo, show_budget, show_coupling
+from .slim import command as slim
+
+#: The commands, by name: modules with HELP, add_arguments and run.
+COMMANDS = {"demo": demo, "coupling": show_coupling, "budget": show_budget, "slim": slim}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     parser = Parser("increg", description="Incremental regularization: prunes Caffe networks while they train.")
     commands = parser.add_subparsers(metavar="command", required=True, parser_class=Parser)
-    command = commands.add_parser("demo", help=demo.HELP, description=demo.HELP)
-    demo.add_arguments(command)
-    command.set_defaults(run=demo.run, log_level=logging.WARNING)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.HELP, description=module.HELP)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run, log_level=logging.WARNING)
     return run_command(parser, argv)
 
 
