@@ -93,6 +93,11 @@ class Net:
         return [step.layer for step in self._steps]
 
     @property
+    def steps(self) -> Sequence[Step]:
+        """The layers with their blobs and the versions of them that each reads, in the order they run."""
+        return tuple(self._steps)
+
+    @property
     def layer_dict(self) -> dict[str, Layer]:
         """The layers by name."""
         return {step.layer.name: step.layer for step in self._steps}

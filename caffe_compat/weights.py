@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mmap
 import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from .net import Net
 
 log = logging.getLogger(__name__)
+
+#: How many bytes are copied at once.
+PART = 1 << 24
 
 
 @dataclass
@@ -96,10 +100,36 @@ def _copy(blob: Blob, values: np.ndarray, message: object, name: str, report: Lo
         values = values.reshape(blob.shape)
         report.reshaped.append(name)
     if blob.tensor.device.type == "cpu":
-        np.copyto(blob.data, values)
+        _copy_in_parts(blob.data, values)
     else:
         with torch.no_grad():
             blob.tensor.copy_(torch.from_numpy(np.array(values)))
+
+
+def _copy_in_parts(target: np.ndarray, values: np.ndarray) -> None:
+    """Copies, and gives the memory of a mapped file back on the way: a large net is in memory once, not twice."""
+    if values.nbytes <= PART:
+        np.copyto(target, values)
+        _release_pages(values)
+        return
+    rows = max(1, PART * len(values) // values.nbytes)
+    for i in range(0, len(values), rows):
+        np.copyto(target[i:i + rows], values[i:i + rows])
+        _release_pages(values[i:i + rows])
+
+
+def _release_pages(values: np.ndarray) -> None:
+    """Gives back the memory that holds a mapped file's values; reading them again reads the file again."""
+    base = values
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapped = base.obj if isinstance(base, memoryview) else None
+    if not isinstance(mapped, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED") or not values.flags.c_contiguous:
+        return
+    start = values.ctypes.data - np.frombuffer(mapped, np.uint8).ctypes.data
+    first, last = -(-start // mmap.PAGESIZE), (start + values.nbytes) // mmap.PAGESIZE
+    if last > first:
+        mapped.madvise(mmap.MADV_DONTNEED, first * mmap.PAGESIZE, (last - first) * mmap.PAGESIZE)
 
 
 def _legacy_equal(message: object, found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
