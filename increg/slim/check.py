@@ -20,14 +20,14 @@ TOLERANCE = 1e-5
 SCALES, SEED = (1.0, 60.0), 1
 
 
-def slim(net: Net, document: Document) -> tuple[Document, Net, Plan]:
+def slim(net: Net, document: Document, *, scattered: bool = False) -> tuple[Document, Net, Plan]:
     """The definition of the smaller net, that net with its weights, and how it was made from `net`.
 
     `net` was built from `document` in the TEST phase and holds the pruned weights. Raises `CaffeError` if there is
-    nothing to take away.
+    nothing to take away; with `scattered`, only if no weight is zero.
     """
     found = plan(net)
-    if not found.smaller:
+    if not found.smaller and not (scattered and any(bool((each.weight == 0).any()) for each in found.matrices.values())):
         raise CaffeError(f"{document.path}: nothing to slim: no row, no input channel and no border of a kernel is zero "
                          f"throughout and without effect{_left(found)}")
     smaller = rewrite(document, found.edits)

@@ -19,12 +19,14 @@ from caffe_compat.tools.show import table
 
 from ..budget import MATRIX, budget, layer_budgets
 from .check import check_same, random_inputs, slim
+from .export import export
 from .latency import fastest, running
 from .plan import Plan
 from .rewrite import rewrite
 
 HELP = "write the smaller net that a pruned one amounts to"
 BATCHES = (1, 16)
+EXPORTS = ("torch", "onnx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="images to check with, beside random ones: .npy of the shape of the net's input blob, any batch")
     parser.add_argument("--batches", metavar="N,N", default=",".join(map(str, BATCHES)),
                         help="batch sizes to time both nets with (default %(default)s); 0 to time none")
+    parser.add_argument("--to", choices=EXPORTS, action="append", default=[],
+                        help="export the net, too, with convolutions that skip columns of zeros: to a folder DIR/torch, or "
+                        "DIR/<NET>.onnx")
     parser.add_argument("--gpu", help="time on this GPU, too")
     add_python_flag(parser)
 
@@ -47,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     document, net = pruned_net(args.net, args.weights)
     outputs = _outputs(args)
     inputs = random_inputs(net) + [given for path in args.inputs for given in read_inputs(path, net)]
-    smaller, result, found = slim(net, document)
+    smaller, result, found = slim(net, document, scattered=bool(args.to))
     worst = check_same(net, result, found, inputs)
     others = [rewrite(proto.read_text(path, "NetParameter"), found.edits) for path in args.also]
     os.makedirs(args.out, exist_ok=True)
@@ -64,6 +69,9 @@ def run(args: argparse.Namespace) -> None:
     if after.operations_left < 0.99 * after.operations:
         print(f"rows and columns of zeros that remain scattered: skipping them would leave {after.operations_left:,.0f} "
               "multiply-adds")
+    for target in args.to:
+        path = Path(args.out) / ("torch" if target == "torch" else f"{Path(args.net).stem}.onnx")
+        print(f"{path}: {export(result, smaller, target, path)}")
     show_latency(args, (document, net), (smaller, result), theory)
     print("written: " + ", ".join(map(str, outputs)))
 

@@ -7,40 +7,38 @@ which stay in the cache until they are multiplied; gathering all at once takes l
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
-
-#: Values of gathered columns that are worked on at a time: 4 MiB of float32.
-TILE = 1 << 20
 
 
 class GatheredConv2d(nn.Module):
-    """A convolution of the kept columns of `weight` (rows, channels / groups, kh, kw), those that are not zero throughout
-    (within their group). For inference: where a gradient is asked for, it runs as an ordinary convolution.
+    """A convolution of the kept columns of a weight (out_channels, in_channels / groups, *kernel_size): `columns` of them in
+    each group. For inference: where a gradient is asked for, it runs as an ordinary convolution.
 
-    `bias` is (rows,) or None; `stride` and `dilation` are pairs (h, w), `padding` is (h, w) or (top, left, bottom, right).
-    Takes (N, C, H, W) in any memory format and returns (N, rows, H', W') contiguous.
+    Buffers, for each group g: `weight<g>` (rows, columns + 1), whose last column is the bias, and `kept<g>` (columns,), where
+    in the flattened weight each column was. `stride` and `dilation` are pairs (h, w), `padding` is (top, left, bottom, right).
+    Takes (N, C, H, W) in any memory format and returns (N, out_channels, H', W') contiguous.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1),
-                 padding: tuple[int, ...] = (0, 0), dilation: tuple[int, int] = (1, 1), groups: int = 1) -> None:
+    #: Values of gathered columns that are worked on at a time: 4 MiB of float32.
+    tile = 1 << 20
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: tuple[int, int], columns: tuple[int, ...],
+                 stride: tuple[int, int] = (1, 1), padding: tuple[int, int, int, int] = (0, 0, 0, 0),
+                 dilation: tuple[int, int] = (1, 1)) -> None:
         super().__init__()
-        self.out_channels, self.kernel, self.groups = len(weight), tuple(weight.shape[2:]), groups
-        self.channels = weight.shape[1]
-        self.stride, self.dilation = tuple(stride), tuple(dilation)
-        self.padding = tuple(padding) if len(padding) == 4 else (*padding, *padding)
-        bias = weight.new_zeros(len(weight)) if bias is None else bias
-        for group, (rows, shifts) in enumerate(zip(weight.detach().chunk(groups), bias.detach().chunk(groups))):
-            matrix = rows.reshape(len(rows), -1)
-            kept = matrix.ne(0).any(0).nonzero().flatten()
-            # the bias is the column of an input that is always 1
-            self.register_buffer(f"weight{group}", torch.cat([matrix[:, kept], shifts[:, None]], 1).contiguous())
-            self.register_buffer(f"kept{group}", kept)
+        self.groups = len(columns)
+        self.channels, self.out_channels, self.kernel = in_channels // self.groups, out_channels, kernel_size
+        self.stride, self.padding, self.dilation = stride, padding, dilation
+        for group, count in enumerate(columns):
+            self.register_buffer(f"weight{group}", torch.zeros(out_channels // self.groups, count + 1))
+            self.register_buffer(f"kept{group}", torch.zeros(count, dtype=torch.long))
 
     def extra_repr(self) -> str:
         kept = sum(self.get_buffer(f"kept{group}").numel() for group in range(self.groups))
         total = self.groups * self.channels * self.kernel[0] * self.kernel[1]
-        return f"{self.groups * self.channels}, {self.out_channels}, {self.kernel}, columns={kept}/{total}, groups={self.groups}"
+        return (f"{self.groups * self.channels}, {self.out_channels}, kernel_size={self.kernel}, columns={kept} of {total}, "
+                f"groups={self.groups}")
 
     def dense(self) -> tuple[Tensor, Tensor]:
         """The whole weight, zeros in place, and the bias."""
@@ -74,7 +72,7 @@ class GatheredConv2d(nn.Module):
         """Fills `out` (N, rows, H', W') tile by tile: some rows of one image on a CPU, whole images on a GPU."""
         high, wide = out.shape[2:]
         images = len(x) if x.is_cuda else 1
-        tiles = 1 if x.is_cuda else min(high, -(-high * wide * (len(kept) + 1) // TILE))
+        tiles = 1 if x.is_cuda else min(high, -(-high * wide * (len(kept) + 1) // self.tile))
         rows = -(-high // tiles)
         span = (rows - 1) * self.stride[0] + self.dilation[0] * (self.kernel[0] - 1) + 1
         band = x.new_zeros(images, x.shape[1], span, self.padding[1] + x.shape[3] + self.padding[3])
@@ -116,3 +114,27 @@ class GatheredConv2d(nn.Module):
         size, step = band[0].numel(), self.stride[0] * band.shape[3]
         places = size - (rows - 1) * step - (width - 1) * self.stride[1]
         return band.as_strided((len(band), places, rows, width), (size, 1, step, self.stride[1]))
+
+
+def gathered(weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1),
+             padding: tuple[int, int, int, int] = (0, 0, 0, 0), dilation: tuple[int, int] = (1, 1),
+             groups: int = 1) -> GatheredConv2d:
+    """The GatheredConv2d of a convolution's weight, whose columns of zeros (within a group) are left out."""
+    packed = pack(weight, bias, groups)
+    made = GatheredConv2d(weight.shape[1] * groups, len(weight), tuple(weight.shape[2:]),
+                          tuple(len(kept) for _, kept in packed), stride, padding, dilation)
+    for group, (matrix, kept) in enumerate(packed):
+        made.get_buffer(f"weight{group}").copy_(matrix)
+        made.get_buffer(f"kept{group}").copy_(kept)
+    return made
+
+
+def pack(weight: Tensor, bias: Tensor | None, groups: int) -> list[tuple[Tensor, Tensor]]:
+    """For each group, the kept columns with the bias behind them, and their numbers."""
+    bias = weight.new_zeros(len(weight)) if bias is None else bias
+    packed = []
+    for rows, shifts in zip(weight.detach().chunk(groups), bias.detach().chunk(groups)):
+        matrix = rows.reshape(len(rows), -1)
+        kept = matrix.ne(0).any(0).nonzero().flatten()
+        packed.append((torch.cat([matrix[:, kept], shifts[:, None]], 1).contiguous(), kept))
+    return packed
