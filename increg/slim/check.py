@@ -30,7 +30,7 @@ def slim(net: Net, document: Document, *, scattered: bool = False) -> tuple[Docu
     if not found.smaller and not (scattered and any(bool((each.weight == 0).any()) for each in found.matrices.values())):
         raise CaffeError(f"{document.path}: nothing to slim: no row, no input channel and no border of a kernel is zero "
                          f"throughout and without effect{_left(found)}")
-    smaller = rewrite(document, found.edits)
+    smaller = rewrite(document, found.edits, net.layer_dict)
     result = Net(smaller, "TEST", device=net.device)
     load(result, net, found)
     return smaller, result, found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The net, its weights, where the smaller one goes, what to check with and what to time."""
     parser.add_argument("net", metavar="NET", help="the network definition (prototxt), best the one to deploy")
     parser.add_argument("weights", metavar="WEIGHTS", help="its pruned weights (.caffemodel)")
-    parser.add_argument("--out", metavar="DIR", required=True, help="the folder to write to, under the names of NET and WEIGHTS")
+    parser.add_argument("--out", metavar="DIR", required=True,
+                        help="the folder to write to, under the names of NET and WEIGHTS")
     parser.add_argument("--also", metavar="NET", action="append", default=[],
                         help="another definition of the same net (train_val, say) to make smaller in the same way")
     parser.add_argument("--inputs", metavar="FILE", action="append", default=[],
@@ -49,12 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """The command: nothing is written unless all checks passed."""
-    document, net = pruned_net(args.net, args.weights)
+    batches = _batches(args.batches)
     outputs = _outputs(args)
+    document, net = pruned_net(args.net, args.weights)
     inputs = random_inputs(net) + [given for path in args.inputs for given in read_inputs(path, net)]
     smaller, result, found = slim(net, document, scattered=bool(args.to))
     worst = check_same(net, result, found, inputs)
-    others = [rewrite(proto.read_text(path, "NetParameter"), found.edits) for path in args.also]
+    others = [rewrite(proto.read_text(path, "NetParameter"), found.edits, net.layer_dict) for path in args.also]
     os.makedirs(args.out, exist_ok=True)
     for path, each in zip(outputs, [smaller, *others]):
         proto.write_text(path, each.message)
@@ -71,8 +74,10 @@ def run(args: argparse.Namespace) -> None:
               "multiply-adds")
     for target in args.to:
         path = Path(args.out) / ("torch" if target == "torch" else f"{Path(args.net).stem}.onnx")
-        print(f"{path}: {export(result, smaller, target, path)}")
-    show_latency(args, (document, net), (smaller, result), theory)
+        worst = max(each.relative for each in export(result, smaller, target, path).differences)
+        print(f"{path}: written, and differs by {worst:.1e} of a blob's standard deviation at most")
+    if net.inputs:
+        show_latency(batches, device_of(args.gpu), (document, net), (smaller, result), theory)
     print("written: " + ", ".join(map(str, outputs)))
 
 
@@ -144,18 +149,21 @@ def _kernel(edit: object) -> tuple[str, str]:
     return f"{before} -> {'x'.join(str(crop.kernel) for crop in edit.crops)}", ", ".join(notes)
 
 
-def show_latency(args: argparse.Namespace, before: tuple[Document, Net], after: tuple[Document, Net], theory: float) -> None:
+def show_latency(batches: Sequence[int], gpu: torch.device | None, before: tuple[Document, Net], after: tuple[Document, Net],
+                 theory: float) -> None:
     """Times both nets side by side on the CPU, and on the GPU that was asked for."""
-    try:
-        batches = [int(word) for word in args.batches.split(",")]
-    except ValueError:
-        raise CaffeError(f"--batches {args.batches}: expected whole numbers, separated by commas") from None
-    if not before[1].inputs or 0 in batches:
-        return
-    gpu = device_of(args.gpu)
     for device in [torch.device("cpu"), *([gpu] if gpu else [])]:
         for batch in batches:
-            times = fastest({name: running(*each, batch, device) for name, each in (("before", before), ("after", after))}, device)
+            passes = {name: running(*each, batch, device) for name, each in (("before", before), ("after", after))}
+            times = fastest(passes, device)
             speedup = times["before"] / times["after"]
             print(f"{device}, batch {batch}: {1e3 * times['before']:.2f} ms -> {1e3 * times['after']:.2f} ms, {speedup:.2f}x "
                   f"faster, {100 * speedup / theory:.0f} % of {theory:.2f}x")
+
+
+def _batches(text: str) -> list[int]:
+    """The batch sizes to time, none for 0."""
+    words = text.split(",")
+    if not all(word.strip().isdigit() for word in words):
+        raise CaffeError(f"--batches {text}: expected whole numbers, separated by commas")
+    return [size for size in map(int, words) if size]

@@ -107,7 +107,8 @@ for _type in ELEMENTWISE:
 @RULES.add("Pooling")
 def _pooling(layer: Layer, bottoms: list[Tensor]) -> Tensor:
     """Means over windows that reach beyond the border are smaller; how 0 is pooled does not depend on that."""
-    steady = layer.method == "MAX" or (layer.method == "AVE" and not (layer.param.pad or layer.param.pad_h or layer.param.pad_w))
+    param = layer.param
+    steady = layer.method == "MAX" or (layer.method == "AVE" and not (param.pad or param.pad_h or param.pad_w))
     return bottoms[0] if steady else torch.where(bottoms[0] == 0, 0, torch.nan)
 
 

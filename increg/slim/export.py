@@ -1,13 +1,12 @@
 """Scattered columns in exports to PyTorch and ONNX: Convolution nodes become GatheredConvolution nodes, which skip them.
 
-To `caffe_compat.convert` that is one more node type with an entry for each target; the definition that goes along with an
-export still says Convolution, so that it can be turned back into Caffe's files.
+To `caffe_compat.convert` that is one more node type with an entry for each target. Such an export cannot be turned back
+into Caffe's files, which `increg slim` writes beside it.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,19 +57,9 @@ def to_torch(node: Node) -> Module:
     state = {}
     for group, (matrix, kept) in enumerate(packed):
         state[f"weight{group}"], state[f"kept{group}"] = matrix, kept
-    shape, has_bias = node.params[0].shape, len(node.params) > 1
-
-    def blobs(values: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-        """Caffe's: the whole weight, zeros in place, and the bias."""
-        weight = np.zeros((len(packed), shape[0] // len(packed), int(np.prod(shape[1:]))), np.float32)
-        for group in range(len(packed)):
-            weight[group][:, values[f"kept{group}"]] = values[f"weight{group}"][:, :-1]
-        bias = np.concatenate([values[f"weight{group}"][:, -1] for group in range(len(packed))])
-        return [weight.reshape(shape), bias][:2 if has_bias else 1]
-
     args = (node.layer.channels, node.param.num_output, window.kernel, tuple(len(kept) for _, kept in packed))
     options = {"stride": window.stride, "padding": (*window.pad, *window.pad), "dilation": window.dilation}
-    return Module(GatheredConv2d, args, options, state, each=len(node.inputs) > 1, blobs=blobs)
+    return Module(GatheredConv2d, args, options, state, each=len(node.inputs) > 1)
 
 
 @ONNX.add(TYPE)

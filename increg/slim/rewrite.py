@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from caffe_compat import proto
@@ -11,11 +11,16 @@ from caffe_compat.proto import Document
 
 from .plan import Edit
 
+#: Layers that have parameters for what they read; one that was not looked at when the plan was made cannot be left as it is.
+_WEIGHTED = frozenset(("BatchNorm", "Bias", "Convolution", "Deconvolution", "Embed", "InnerProduct", "LSTM", "PReLU", "Python",
+                       "RNN", "Recurrent", "Scale"))
 
-def rewrite(document: Document, edits: Mapping[str, Edit]) -> Document:
+
+def rewrite(document: Document, edits: Mapping[str, Edit], known: Collection[str]) -> Document:
     """The net of `document` with `edits` made to the layers of their names, in BVLC Caffe's dialect where that can say it.
 
-    Raises `NetError` for a document that lacks one of the layers, or has it with other settings.
+    `known` are the layers of the net that the edits were made for. Raises `NetError` for a document that lacks one of
+    those edited, has it with other settings, or has layers with parameters that are not known.
     """
     message, missing = type(document.message)(), set(edits)
     names = {blob for layer in document.message.layer for blob in (*layer.bottom, *layer.top)}
@@ -35,6 +40,11 @@ def rewrite(document: Document, edits: Mapping[str, Edit]) -> Document:
             if edit.crops:
                 before, after = _cuts(spec, edit, names)
         message.layer.extend([*before, spec, *after])
+    strange = [spec.name for spec in document.message.layer if spec.type in _WEIGHTED and spec.name not in known]
+    if strange:
+        raise NetError(f"{document.path}: {', '.join(strange)} has parameters, but was not part of the net that was slimmed "
+                       "(in the TEST phase): what it reads may be gone. Slim a definition with all such layers, or take them "
+                       "out")
     if missing:
         raise NetError(f"{document.path}: has no layer {', '.join(sorted(missing))}, which the slim net changes; is it a "
                        "definition of the same net?")

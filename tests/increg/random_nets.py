@@ -83,7 +83,8 @@ class Builder:
         if self.rng.random() < 0.5:
             self._norm(other, channels, size)
             other = self.blobs[-1][0]
-        top = self.add("Eltwise", [name, other], f"eltwise_param {{ operation: {self.rng.choice(('SUM', 'SUM', 'PROD', 'MAX'))} }}")
+        operation = self.rng.choice(("SUM", "SUM", "PROD", "MAX"))
+        top = self.add("Eltwise", [name, other], f"eltwise_param {{ operation: {operation} }}")
         self.blobs.append((top, channels, size))
 
     def _concat(self, name: str, channels: int, size: int) -> None:
