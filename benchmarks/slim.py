@@ -97,7 +97,7 @@ def measure(name: str, case: str, batches: list[int], seconds: float, device: to
     for batch in batches:
         if case.startswith("col"):
             shape = (batch, *net.blobs[net.inputs[0]].shape[1:])
-            passes = exported(net, shape, device)
+            passes = exported(net, result, shape, device)
         else:
             passes = {"before": running(document, net, batch, device), "after": running(smaller, result, batch, device)}
         clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
@@ -134,11 +134,11 @@ def _fill(kind: str, index: int, values: Tensor, generator: torch.Generator) -> 
         values.zero_()
 
 
-def exported(net: Net, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], Any]]:
+def exported(net: Net, slimmed: Net, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], Any]]:
     """Forward passes of the exports: "after" with gathered convolutions, the others dense, in both memory formats."""
     options = Options(inference=True)
     dense = to_torch(net, options=options).to(device)
-    after = to_module(Graph.of(net).run([*passes_for(options), gather])).to(device)
+    after = to_module(Graph.of(slimmed).run([*passes_for(options), gather])).to(device)
     wide = to_torch(net, options=options).to(device, memory_format=torch.channels_last)
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
 

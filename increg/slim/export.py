@@ -12,16 +12,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from caffe_compat.convert import Options, Report, convert
+from caffe_compat.convert import (
+    Options,
+    Report,
+    convert,
+    onnx_target,  # noqa: F401  (it registers the emitters of all layer types)
+)
 from caffe_compat.convert.graph import Graph, Node
 from caffe_compat.convert.onnx_writer import ONNX, Writer
 from caffe_compat.convert.torch_module import TORCH, Module
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
 
-from .gathered import GatheredConv2d, gathered, pack
+from .gathered import BlockMaxPool2d, GatheredConv2d, pack
 
-TYPE = "GatheredConvolution"
+TYPE, BLOCKS = "GatheredConvolution", "BlockMaxPooling"
 #: The largest share of columns left with which gathering them takes less time than multiplying all.
 WORTH = 0.5
 
@@ -32,11 +37,29 @@ def export(net: Net, document: Document, target: str, out: Path) -> Report:
 
 
 def gather(graph: Graph) -> None:
-    """A pass: Convolutions in two axes with few columns left become gathered ones."""
+    """A pass: Convolutions in two axes with few columns left become gathered ones, and max pooling suits them."""
     for node in graph.nodes:
         if node.type == "Convolution" and node.layer.axis == 1 and len(node.layer.window.kernel) == 2 and _share(node) <= WORTH:
-            node.layer = copy.copy(node.layer)
-            node.layer.type = TYPE
+            _retype(node, TYPE)
+    if any(node.type == TYPE for node in graph.nodes):
+        for node in graph.nodes:
+            if node.type == "Pooling" and _is_block_maximum(node):
+                _retype(node, BLOCKS)
+
+
+def _retype(node: Node, kind: str) -> None:
+    node.layer = copy.copy(node.layer)
+    node.layer.type = kind
+
+
+def _is_block_maximum(node: Node) -> bool:
+    """Whether windows do not overlap, nor reach beyond a border but for the last ones."""
+    layer = node.layer
+    if layer.method != "MAX" or len(node.outputs) > 1 or node.param.global_pooling or len(node.in_shapes[0]) != 4:
+        return False
+    window = layer.window
+    return window.kernel == window.stride and not any(window.pad) and max(window.kernel) > 1 and not any(
+        size % kernel for size, kernel in zip(node.in_shapes[0][2:], window.kernel))
 
 
 def _share(node: Node) -> float:
@@ -60,6 +83,16 @@ def to_torch(node: Node) -> Module:
     args = (node.layer.channels, node.param.num_output, window.kernel, tuple(len(kept) for _, kept in packed))
     options = {"stride": window.stride, "padding": (*window.pad, *window.pad), "dilation": window.dilation}
     return Module(GatheredConv2d, args, options, state, each=len(node.inputs) > 1)
+
+
+@TORCH.add(BLOCKS)
+def pooling_to_torch(node: Node) -> Module:
+    """A BlockMaxPool2d."""
+    return Module(BlockMaxPool2d, (node.layer.window.kernel,))
+
+
+#: ONNX runtimes choose their layouts themselves.
+ONNX.add(BLOCKS)(ONNX.get("Pooling"))
 
 
 @ONNX.add(TYPE)
@@ -97,5 +130,3 @@ def _seen(out: Writer, padded: str, window: object, position: int, channels: np.
         part = out.op("Slice", [padded, out.ints(*starts), out.ints(*ends), out.ints(2, 3), out.ints(*window.stride)])
     return out.op("Gather", [part, out.ints(*channels)], axis=1)
 
-
-__all__ = ["GatheredConv2d", "export", "gather", "gathered"]

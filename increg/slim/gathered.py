@@ -116,6 +116,33 @@ class GatheredConv2d(nn.Module):
         return band.as_strided((len(band), places, rows, width), (size, 1, step, self.stride[1]))
 
 
+class BlockMaxPool2d(nn.Module):
+    """Max pooling of blocks of `size` (h, w) that do not overlap, those at the end cut off by the border.
+
+    As nn.MaxPool2d with ceil_mode. That is slow on a CPU for images stored channel by channel, as gathered convolutions
+    leave them; there this compares whole rows, then columns.
+    """
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.size = size
+
+    def extra_repr(self) -> str:
+        return f"{self.size}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        high, wide = self.size
+        if x.is_cuda or not x.is_contiguous() or x.shape[2] % high or x.shape[3] % wide:
+            return F.max_pool2d(x, self.size, self.size, ceil_mode=True)
+        y = x[:, :, ::high]
+        for row in range(1, high):
+            y = torch.maximum(y, x[:, :, row::high])
+        z = y[..., ::wide]
+        for column in range(1, wide):
+            z = torch.maximum(z, y[..., column::wide])
+        return z.contiguous()
+
+
 def gathered(weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1),
              padding: tuple[int, int, int, int] = (0, 0, 0, 0), dilation: tuple[int, int] = (1, 1),
              groups: int = 1) -> GatheredConv2d:

@@ -19,8 +19,8 @@ from caffe_compat.convert.graph import Graph
 from caffe_compat.convert.torch_target import load_module
 from increg.cli import main
 from increg.slim import gathered as module
-from increg.slim.export import TYPE, gather
-from increg.slim.gathered import GatheredConv2d, gathered
+from increg.slim.export import BLOCKS, TYPE, gather
+from increg.slim.gathered import BlockMaxPool2d, GatheredConv2d, gathered
 
 
 def pruned(shape: tuple[int, ...], share: float, seed: int) -> torch.Tensor:
@@ -54,6 +54,17 @@ def test_on_devices(device: torch.device) -> None:
     torch.testing.assert_close(made(x.to(device)).cpu(), F.conv2d(x, weight, padding=1), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("size", [(2, 2), (1, 3), (3, 2)])
+def test_block_maximum(size: tuple[int, int], device: torch.device) -> None:
+    """In every format, and for images that blocks do not fill."""
+    pool = BlockMaxPool2d(size)
+    for shape in ((2, 3, 6, 12), (1, 2, 7, 5)):
+        x = torch.randn(shape, device=device)
+        expected = F.max_pool2d(x, size, size, ceil_mode=True)
+        assert torch.equal(pool(x), expected)
+        assert torch.equal(pool(x.to(memory_format=torch.channels_last)), expected)
+
+
 def test_gradients_pass_through() -> None:
     weight, x = pruned((4, 3, 3, 3), 0.3, 2), torch.randn(2, 3, 6, 6, requires_grad=True)
     (found,) = torch.autograd.grad(gathered(weight)(x).square().sum(), x)
@@ -75,7 +86,8 @@ def test_state_and_text() -> None:
 
 
 TEXT = INPUT + conv("a", "x", 6, 3, "pad: 1") + simple("ReLU", "r", "a", tops=("a",)) + conv(
-    "b", "a", 4, 3, "group: 2 stride: 2 bias_term: false") + conv("c", "b", 5, 1) + inner("f", "c")
+    "b", "a", 4, 3, "group: 2 bias_term: false") + simple("Pooling", "q", "b", more="pooling_param { kernel_size: 2 stride: 2 }") + \
+    conv("c", "q", 5, 1) + inner("f", "c")
 
 
 @pytest.fixture
@@ -96,6 +108,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Net:
 def test_which_layers_are_gathered(files: Net) -> None:
     graph = Graph.of(files).run([gather])
     assert [node.name for node in graph.nodes if node.type == TYPE] == ["a", "b"]
+    assert [node.name for node in graph.nodes if node.type == BLOCKS] == ["q"]
     assert files.layer_dict["a"].type == "Convolution"
 
 
