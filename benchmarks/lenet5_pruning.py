@@ -54,12 +54,12 @@ def _solver(prune: bool) -> Solver:
     document.message.random_seed = 1
     if not prune:
         document.message.prune_method, document.message.regularization_type = "None", "L2"
-    return create_solver(document, device="cpu", keep_diffs=False)
+    return create_solver(document, device="cpu", keep_blobs=False)
 
 
 def _images() -> tuple[Tensor, Tensor]:
     """The training images as the Data layer delivers them, and their labels, all of them."""
-    net = Net(str(experiments.folder("digits") / "train_val.prototxt"), "TRAIN", keep_diffs=False)
+    net = Net(str(experiments.folder("digits") / "train_val.prototxt"), "TRAIN")
     batches = []
     for _ in range(80):
         net.forward(end="digits")

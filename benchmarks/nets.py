@@ -14,6 +14,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -82,12 +83,18 @@ def caffe_net(name: str, batch: int, phase: str) -> Net:
         message.layer[0].top.append("label")
         message.layer[0].input_param.shape.add(dim=[batch])
         message.layer.add(name="loss", type="SoftmaxWithLoss", bottom=[message.layer[-1].top[0], "label"], top=["loss"])
-    net = Net(proto.Document(message, proto.BVLC), phase, seed=1, keep_diffs=False)
+    net = Net(proto.Document(message, proto.BVLC), phase, seed=1, keep_blobs=[_scores(message)])
     for layer in net.layers:
         if layer.type == "BatchNorm":
             layer.blobs[1].data[...] = layer.blobs[2].data[...] = 1
     net.blobs["data"].data[...] = torch.randn(net.blobs["data"].shape)
     return net
+
+
+def _scores(message: Any) -> str:
+    """The blob with the scores, before the probabilities or the loss."""
+    last = message.layer[-1]
+    return last.bottom[0] if "Softmax" in last.type else last.top[0]
 
 
 def torch_net(name: str, net: Net) -> nn.Module:
@@ -107,7 +114,7 @@ def check_same(name: str, net: Net, model: nn.Module, images: Tensor) -> None:
     if net.phase == 0:
         return
     net.forward()
-    scores = net.layers[-1].spec.bottom[0] if net.layers[-1].type == "Softmax" else net.outputs[0]
+    scores, = net.keep_blobs
     with torch.no_grad():
         torch.testing.assert_close(model(images), net.blobs[scores].tensor.detach(), rtol=1e-3, atol=1e-3,
                                    msg=lambda text: f"{name} is not the same network in both: {text}")

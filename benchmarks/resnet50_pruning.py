@@ -77,7 +77,7 @@ def _solver(device: torch.device, batch: int, method: str) -> Solver:
             layer.prune_param.prune_ratio = 0.9
             # Rows that are added to others' do not follow pruned columns, as in the reference's net.
             layer.prune_param.IF_update_row_col = not layer.name.endswith(("conv1", "branch1", "branch2c"))
-    built = create_solver(solver, device=device, keep_diffs=False)
+    built = create_solver(solver, device=device, keep_blobs=False)
     for layer in built.net.layers:
         if layer.type == "BatchNorm":
             for blob in layer.blobs[1:]:  # variance and factor; the mean is 0

@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from math import prod
 from numbers import Integral
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from . import memory
 from .errors import NetError
 from .mirror import Mirror
+
+#: What to do to have a blob's data.
+KEEP_HINT = "Build the net with keep_blobs=True, or with the names of the blobs to keep"
+
+
+class Released:
+    """Stands for the data of a blob that a net without `keep_blobs` has handed on: only its shape is left."""
+
+    __slots__ = ("shape",)
+
+    def __init__(self, shape: torch.Size) -> None:
+        self.shape = shape
+
+    def numel(self) -> int:
+        """The number of values there were."""
+        return self.shape.numel()
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise NetError(f"the data of this blob ({' '.join(map(str, self.shape))}) were not kept. {KEEP_HINT}")
 
 
 class Blob:
@@ -94,12 +115,21 @@ class Blob:
         """Gives the blob a new shape; values are kept while the count is, else they are zero until written."""
         if not all(isinstance(dim, Integral) and dim >= 0 for dim in shape):
             raise NetError(f"a blob cannot have the shape {shape}; give one whole number, 0 or more, for each axis")
+        if wrong := memory.impossible(shape) or memory.too_much(4 * prod(shape)):
+            raise NetError(wrong)
         tensor = self.tensor
-        if prod(shape) == tensor.numel():
+        if isinstance(tensor, Released):
+            self._data.tensor = Released(torch.Size(shape))
+        elif prod(shape) == tensor.numel():
             self.tensor = tensor.detach().reshape(shape).requires_grad_(tensor.requires_grad)
         else:
             self.tensor = torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
         self._diff = Mirror()
+
+    def release(self) -> None:
+        """Lets go of the data and diff; the shape stays."""
+        self._data.drop(Released(self._data.tensor.shape))
+        self._diff.drop(None)
 
     def __repr__(self) -> str:
         return f"Blob({' '.join(map(str, self.shape))})"

@@ -19,7 +19,7 @@ from .memory import keep_freed_memory
 COMMANDS = (
     "train", "test", "time", "device_query", "convert_mnist_data", "convert_cifar_data", "convert_imageset",
     "compute_image_mean", "extract_features", "draw_net", "upgrade_net_proto_text", "upgrade_net_proto_binary",
-    "upgrade_solver_proto_text", "show", "explain", "layers", "convert",
+    "upgrade_solver_proto_text", "show", "explain", "layers", "convert", "check", "record",
 )
 
 #: The values that Caffe's flags take for true and false.

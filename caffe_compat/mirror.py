@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -87,6 +88,11 @@ class Mirror:
         """Copies values into the tensor; through its `data`, or autograd would take it for a change behind its back."""
         self.tensor.data.copy_(values)
         self.tensor.uploads = getattr(self.tensor, "uploads", 0) + 1
+
+    def drop(self, substitute: Any) -> None:
+        """Lets go of the tensor, in whose place there is `substitute` now, and of the array, which shows it no more."""
+        self._host = self._view = self._source = None
+        self.tensor = substitute
 
     def refresh(self) -> None:
         """Brings the array up to date, if anyone holds it."""

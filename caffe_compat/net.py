@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import hdf5, proto
-from .blob import Blob
+from .blob import KEEP_HINT, Blob, Released
+from .economy import economize
 from .errors import NetError, did_you_mean
 from .graph import TEST, TRAIN, filter_layers, insert_splits, place_layers
 from .layers import Context, Layer
-from .layers.neuron import ReLU
-from .layers.norm import BatchNorm, Scale
 from .net_builder import Learnable, NetBuilder, Step
 from .proto import Document
-from .weights import LoadReport, copy_weights
+from .weights import CAFFE, LoadOptions, LoadReport, copy_weights
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +35,9 @@ class Net:
 
     `phase` is "TRAIN" or "TEST" (or Caffe's 0 and 1), `level` and `stages` complete the NetState that filters layers;
     given as arguments they take precedence over the file's `state`, stages are added to it. `seed` makes fillers,
-    dropout and random crops reproducible. With `keep_diffs` the diffs of all blobs are there after a backward pass, as
-    in Caffe; without it only the parameters' are, which saves their memory, and BatchNorm and Scale run as one.
+    dropout and random crops reproducible. With `keep_blobs` the data and diffs of all blobs are there after a pass, as in
+    Caffe. Without it (or with the names of some blobs) only inputs, outputs and parameters (and those blobs) are, which
+    saves memory and time (see `economy`); to read another blob is a `NetError`.
     With `caffe_arithmetic` convolutions are computed by Caffe's own algorithm, which is slower, so that sums are rounded
     as there (see `layers.image_products`). On CUDA, TF32 is switched off for the process: Caffe computes in float32.
 
@@ -47,7 +46,8 @@ class Net:
 
     def __init__(
         self, source: str | os.PathLike[str] | Document, phase: str | int = "TEST", *, level: int | None = None,
-        stages: Sequence[str] = (), device: torch.device | str = "cpu", seed: int | None = None, keep_diffs: bool = True,
+        stages: Sequence[str] = (), device: torch.device | str = "cpu", seed: int | None = None,
+        keep_blobs: bool | Collection[str] = True,
         caffe_arithmetic: bool = False,
     ) -> None:
         document = source if isinstance(source, Document) else proto.read_text(os.fspath(source), "NetParameter")
@@ -60,7 +60,8 @@ class Net:
         self.name: str = document.message.name
         self.phase = PHASES[phase]
         self.device = torch.device(device)
-        self.keep_diffs = keep_diffs
+        self.keep_blobs = keep_blobs
+        self._keeps_all = keep_blobs is True
         self.state = _net_state(document.message, self.phase, level, stages)
         self.force_backward: bool = document.message.force_backward
         compute_in_float32(self.device)
@@ -77,11 +78,12 @@ class Net:
         self.loss_weights: dict[str, float] = {name: weight for name, _, weight in builder.losses}
         self._losses = [(blob, weight) for _, blob, weight in builder.losses]
         self._steps: list[Step] = builder.steps
+        self._learns = any(step.need_backward for step in self._steps)
         #: The last layer of the pass that runs, and how many layers follow the present shapes.
         self._end, self._shaped = len(self._steps) - 1, len(self._steps)
-        if not keep_diffs:
-            _fuse(self._steps)
-            _overwrite(self._steps)
+        if not self._keeps_all:
+            kept = [*self.inputs, *self.outputs, *self._checked(keep_blobs or ())]
+            economize(self._steps, {id(self.blobs[name]) for name in kept})
         self._positions = {step.layer.name: position for position, step in enumerate(self._steps)}
         log.info("Network initialization done.")
 
@@ -123,6 +125,10 @@ class Net:
         return {step.layer.name: [step.need_backward and k not in step.cut for k in range(len(step.bottoms))]
                 for step in self._steps}
 
+    def made(self) -> list[tuple[Layer, tuple[Tensor, ...]]]:
+        """What each layer made in the last pass, in order: also what layers in place have put other values for since."""
+        return [(step.layer, step.tensors) for step in self._steps if step.tensors is not None]
+
     # -- running ----------------------------------------------------------------------------------------------------
 
     def forward(self, start: str | None = None, end: str | None = None) -> dict[str, Tensor]:
@@ -136,9 +142,21 @@ class Net:
         for position in range(first):
             if self._steps[position].tensors is None:
                 self._take_as_given(position)
+        self._check_present(first, last)
         self._reach(last)
-        for position in range(first, last + 1):
-            self._run(self._steps[position], position)
+        with torch.set_grad_enabled(self._learns and torch.is_grad_enabled()):
+            for position in range(first, last + 1):
+                self._run(self._steps[position], position)
+
+    def _check_present(self, first: int, last: int) -> None:
+        """Raises `NetError` if the layers from `first` to `last` read something older that was not kept."""
+        if not first or self._keeps_all:
+            return
+        for step in self._steps[first:last + 1]:
+            for name, blob, (position, _) in zip(step.layer.spec.bottom, step.bottoms, step.sources):
+                if position < first and isinstance(blob.tensor, Released):
+                    raise step.layer.error(f'a pass cannot begin after "{name}" is made, which is not kept. {KEEP_HINT}',
+                                           name)
 
     def _reach(self, last: int) -> None:
         """Prepares for a pass that ends at layer `last`: those after it need not fit the shapes of this pass."""
@@ -156,13 +174,20 @@ class Net:
             self._finish(step, position, tuple(blob.tensor for blob in step.tops))
             return
         bottoms = [blob.tensor for blob in step.bottoms]
-        if step.need_backward:
-            for k in step.cut:
-                bottoms[k] = bottoms[k].detach()
-            result = step.layer.forward(*bottoms)
-        else:
-            with torch.no_grad():
+        try:
+            if step.need_backward:
+                for k in step.cut:
+                    bottoms[k] = bottoms[k].detach()
                 result = step.layer.forward(*bottoms)
+            elif torch.is_grad_enabled():
+                with torch.no_grad():
+                    result = step.layer.forward(*bottoms)
+            else:
+                result = step.layer.forward(*bottoms)
+        except RuntimeError as error:  # torch's: out of memory, say
+            if step.layer.type == "Python":
+                raise
+            raise step.layer.error(f"cannot run: {error}") from error
         self._finish(step, position, result if isinstance(result, tuple) else (result,))
 
     def _finish(self, step: Step, position: int, tensors: tuple[Tensor, ...]) -> None:
@@ -171,7 +196,11 @@ class Net:
                 tensors[k].requires_grad_(True)
         for blob, tensor in zip(step.tops, tensors):
             blob.tensor = tensor
-        step.tensors = tensors
+        step.tensors = list(tensors)
+        for source, top, spent in step.spent:
+            source.tensors[top] = None
+            if spent is not None:
+                spent.release()
         if step.layer.dynamic:
             shapes = [tuple(tensor.shape) for tensor in tensors]
             if shapes != step.shapes:
@@ -207,7 +236,7 @@ class Net:
         if not seeds:
             return
         tops, diffs = [tensor for tensor, _ in seeds], [grad for _, grad in seeds]
-        if self.keep_diffs or len(steps) < len(self._steps):
+        if self._keeps_all or len(steps) < len(self._steps):
             self._backward_to_blobs(steps, tops, diffs)
         else:
             self._backward_to_params(tops, diffs)
@@ -215,11 +244,11 @@ class Net:
     def _backward_to_blobs(self, steps: list[Step], tops: list[Tensor], diffs: list[Tensor]) -> None:
         params = {id(blob): blob for step in steps if step.need_backward
                   for blob in step.layer.blobs if blob.tensor.requires_grad}
-        interior = self._interior(steps) if self.keep_diffs else []
+        interior = self._interior(steps) if self._keeps_all else []
         targets = [blob.tensor for blob in params.values()] + [tensor for _, tensor in interior]
         if not targets:
             return
-        grads = _apart(torch.autograd.grad(tops, targets, diffs, retain_graph=self.keep_diffs, allow_unused=True), diffs)
+        grads = _apart(torch.autograd.grad(tops, targets, diffs, retain_graph=self._keeps_all, allow_unused=True), diffs)
         for blob, grad in zip(params.values(), grads):
             if grad is not None:
                 blob.grad = grad if blob.grad is None else blob.grad.add_(grad)
@@ -251,7 +280,7 @@ class Net:
         for step in steps:
             position = self._positions[step.layer.name]
             for k, (blob, tensor) in enumerate(zip(step.tops, step.tensors)):
-                if not step.need_backward or not tensor.requires_grad or (position, k) in passed:
+                if not step.need_backward or (position, k) in passed or tensor is None or not tensor.requires_grad:
                     continue
                 if blob.grad is None or blob.grad.shape != tensor.shape:
                     weight = step.loss_weights[k]
@@ -313,11 +342,19 @@ class Net:
                            f"{', '.join(self._positions)}", name)
         return self._positions[name]
 
+    def _checked(self, names: Collection[str]) -> Collection[str]:
+        """The names, if all are blobs of this net."""
+        for name in names:
+            if name not in self.blobs:
+                raise NetError(f'{self.path or "the net"}: has no blob "{name}"{did_you_mean(name, self.blobs)}; its blobs: '
+                               f"{', '.join(self.blobs)}", blob=name)
+        return names
+
     # -- weights ----------------------------------------------------------------------------------------------------
 
-    def copy_from(self, source: str | os.PathLike[str] | Document) -> LoadReport:
+    def copy_from(self, source: str | os.PathLike[str] | Document, options: LoadOptions = CAFFE) -> LoadReport:
         """Copies weights into the layers of the same names (Caffe's CopyTrainedLayersFrom); see `weights.copy_weights`."""
-        return copy_weights(self, source)
+        return copy_weights(self, source, options)
 
     def share_with(self, other: Net) -> None:
         """Makes this net use the parameter blobs of `other`'s layers of the same names (Caffe's ShareTrainedLayersWith)."""
@@ -385,22 +422,6 @@ def _apart(grads: Sequence[Tensor | None], diffs: list[Tensor]) -> list[Tensor |
             taken.add(grad.data_ptr())
         result.append(grad)
     return result
-
-
-def _fuse(steps: list[Step]) -> None:
-    """Lets each BatchNorm do the work of the Scale that changes its top in place: torch does both at the price of one."""
-    for step, following in pairwise(steps):
-        if (isinstance(step.layer, BatchNorm) and isinstance(following.layer, Scale)
-                and following.tops == following.bottoms == step.tops and step.need_backward == following.need_backward):
-            step.layer.fuse(following.layer)
-
-
-def _overwrite(steps: list[Step]) -> None:
-    """Lets each ReLU in place write into its bottom, where nobody needs what was there: half the memory traffic."""
-    for step in steps:
-        if isinstance(step.layer, ReLU) and step.tops == step.bottoms:
-            source = steps[step.sources[0][0]]
-            step.layer.overwrites = source.layer.overwritable and not source.leaves
 
 
 def _net_state(message: Any, phase: int, level: int | None, stages: Sequence[str]) -> Any:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from . import memory, trust
 from .blob import Blob, ReshapedBlob
 from .errors import NetError
 from .graph import TRAIN, PlacedLayer
@@ -58,8 +60,10 @@ class Step:
     cut: list[int] = field(default_factory=list)
     #: Tops whose gradient is wanted although nothing before them needs one.
     leaves: list[int] = field(default_factory=list)
-    #: The tops of the current pass, as this layer made them; None before the first.
-    tensors: tuple[Tensor, ...] | None = None
+    #: The tops of the current pass, as this layer made them (None for one that is spent); None before the first.
+    tensors: list[Tensor | None] | None = None
+    #: The tops that this step is the last to read, as (step, top index, blob); None for a blob that gets a newer version.
+    spent: list[tuple[Step, int, Blob | None]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
 
 
@@ -105,6 +109,7 @@ class NetBuilder:
             raise NetError(f"{where}: found {len(spec.propagate_down)} propagate_down for {len(spec.bottom)} bottoms; "
                            "give one for each bottom, or none", spec.name)
         cls = LAYERS.get(spec.type, where)
+        trust.check_layer(spec, where)
         log.info("Creating Layer %s", spec.name)
         context = replace(self.context, training=spec.phase == TRAIN) if spec.HasField("phase") else self.context
         top_names = list(spec.top) or ([AUTOMATIC] if cls.is_loss else [])
@@ -116,6 +121,7 @@ class NetBuilder:
         rates = [param.lr_mult for param in spec.param]
         layer.setup(shapes)
         step.shapes = [tuple(shape) for shape in layer.reshape(shapes)]
+        self._check_tops(layer, top_names, step.shapes, in_place)
         for k, (blob, shape) in enumerate(zip(tops, step.shapes)):
             initial = layer.initial(k)
             blob.tensor = torch.zeros(shape, device=context.device) if initial is None else initial
@@ -136,6 +142,18 @@ class NetBuilder:
         self._latest.update({name: (len(self.steps), k) for k, name in enumerate(top_names)})
         self.steps.append(step)
 
+    def _check_tops(self, layer: Layer, top_names: list[str], shapes: list[tuple[int, ...]], in_place: list[bool]) -> None:
+        """Refuses what is too large before it is allocated, and what does not fit into the place of its bottom."""
+        for name, shape, kept in zip(top_names, shapes, in_place):
+            if wrong := memory.impossible(shape):
+                raise layer.error(f'top blob "{name}": {wrong}', name)
+            if kept and shape != self.blobs[name].shape:
+                raise layer.error(f'cannot work in place: the bottom "{name}" is {format_shape(self.blobs[name].shape)}, the '
+                                  f"top is {format_shape(shape)}; give the top a name of its own", name)
+        params = sum(blob.count for blobs in (*self.params.values(), layer.blobs) for blob in blobs)
+        if wrong := memory.too_much(self._bytes + 4 * (params + sum(prod(shape) for shape in shapes))):
+            raise layer.error(wrong)
+
     def _take_bottoms(self, spec: Any, where: str) -> tuple[list[Blob], list[tuple[int, int]], list[bool]]:
         for name in spec.bottom:
             if name not in self._available:
@@ -152,7 +170,7 @@ class NetBuilder:
         for index, name in enumerate(names):
             kept = index < len(spec.bottom) and spec.bottom[index] == name
             if not kept and name in self.blobs and name != AUTOMATIC:
-                producer = self.steps[self._latest[name][0]].layer.where
+                producer = self.steps[self._latest[name][0]].layer.where if name in self._latest else "this layer"
                 raise NetError(f'{where}: top blob "{name}" is already produced by {producer}; rename one', spec.name, name)
             log.info("%s -> %s%s", spec.name, name, " (in-place)" if kept else "")
             blob = self.blobs[name] if kept else Blob(torch.empty(0))

@@ -37,7 +37,7 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 def caffe_net(folder: Path, name: str) -> Run:
     """One of the nets, run by caffe_compat."""
-    net = Net(folder / f"{name}.prototxt", keep_diffs=False)
+    net = Net(folder / f"{name}.prototxt", keep_blobs=False)
     net.copy_from(folder / f"{name}.caffemodel")
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:

@@ -160,7 +160,7 @@ class Demo:
             shutil.copyfile(self.plan.weights, f"{BASELINE}.partial")
             os.replace(f"{BASELINE}.partial", BASELINE)
             return
-        solver = Solver(BASELINE_SOLVER, device=self.device, keep_diffs=False)
+        solver = Solver(BASELINE_SOLVER, device=self.device, keep_blobs=False)
         total = solver.param.max_iter
         solver.add_hook(Progress("training", total, lambda solver: f"loss {float(solver.net.loss):.4f}", self.out))
         self.solve(solver, "training", "baseline")
@@ -171,7 +171,7 @@ class Demo:
 
     def prune(self, before: float) -> Outcome:
         """Leaves the pruned and retrained weights in PRUNED, and what happened on the way in RECORD."""
-        solver = create_solver(SOLVER, as_reference=self.plan.as_reference, device=self.device, keep_diffs=False)
+        solver = create_solver(SOLVER, as_reference=self.plan.as_reference, device=self.device, keep_blobs=False)
         hook = next(hook for hook in solver.hooks if isinstance(hook, PruneHook))
         solver.add_hook(Recorder(hook, RECORD))
         solver.add_hook(Progress("pruning", None, lambda solver: describe(hook), self.out))
@@ -219,7 +219,7 @@ class Demo:
     def accuracy(self, weights: str) -> float:
         """The accuracy of a weights file over the whole test set."""
         batches = proto.read_text(SOLVER, "SolverParameter").message.test_iter[0]
-        net = Net(NET, "TEST", device=self.device, keep_diffs=False)
+        net = Net(NET, "TEST", device=self.device, keep_blobs=False)
         net.copy_from(weights)
         with torch.no_grad():
             scores = [net.forward()["accuracy"] for _ in range(batches)]

@@ -281,7 +281,7 @@ layer { name: "loss" type: "Reduction" bottom: "y" top: "loss" reduction_param {
 
 @pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
 def test_batch_norm_and_scale_run_as_one_where_nobody_looks_between(phase: str, tmp_path: Path) -> None:
-    nets = [build(NORMALIZED, tmp_path, phase, keep_diffs=keep_diffs) for keep_diffs in (True, False)]
+    nets = [build(NORMALIZED, tmp_path, phase, keep_blobs=keep_blobs) for keep_blobs in (True, ["y"])]
     assert nets[0].layer_dict["bn"].scale is None and nets[1].layer_dict["bn"].scale is nets[1].layer_dict["scale"]
     for net in nets:
         net.params["bn"][2].data[...] = 1
@@ -293,3 +293,63 @@ def test_batch_norm_and_scale_run_as_one_where_nobody_looks_between(phase: str, 
         for apart, fused in zip(blobs, nets[1].params[name], strict=True):
             np.testing.assert_allclose(fused.data, apart.data, rtol=1e-5, atol=1e-6)
             np.testing.assert_allclose(fused.diff, apart.diff, rtol=1e-4, atol=1e-3)
+
+
+RESIDUAL = """
+layer { name: "x" type: "Input" top: "x" input_param { shape { dim: 2 dim: 3 dim: 7 dim: 7 } } }
+layer { name: "conv1" type: "Convolution" bottom: "x" top: "conv1"
+  convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "relu1" type: "ReLU" bottom: "conv1" top: "conv1" }
+layer { name: "conv2" type: "Convolution" bottom: "conv1" top: "conv2"
+  convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "conv3" type: "Convolution" bottom: "conv1" top: "conv3"
+  convolution_param { num_output: 4 kernel_size: 1 weight_filler { type: "xavier" } } }
+layer { name: "sum" type: "Eltwise" bottom: "conv2" bottom: "conv3" bottom: "conv1" top: "sum"
+  eltwise_param { coeff: 1 coeff: -0.5 coeff: 2 } }
+layer { name: "relu2" type: "ReLU" bottom: "sum" top: "sum" }
+layer { name: "conv4" type: "Convolution" bottom: "sum" top: "conv4"
+  convolution_param { num_output: 4 kernel_size: 3 pad: 1 weight_filler { type: "xavier" } } }
+layer { name: "pair" type: "Eltwise" bottom: "sum" bottom: "conv4" top: "pair" }
+layer { name: "loss" type: "Reduction" bottom: "pair" top: "loss" reduction_param { operation: SUMSQ } loss_weight: 1 }
+"""
+
+
+@pytest.mark.parametrize("phase", ["TRAIN", "TEST"])
+@pytest.mark.parametrize("text", [NORMALIZED, RESIDUAL], ids=["normalized", "residual"])
+def test_what_blobs_are_kept_changes_no_result(text: str, phase: str, tmp_path: Path) -> None:
+    whole, outputs_alone = (build(text, tmp_path, phase, keep_blobs=keep_blobs) for keep_blobs in (True, False))
+    for net in (whole, outputs_alone):
+        net.blobs["x"].data[...] = np.random.default_rng(0).standard_normal(net.blobs["x"].shape)
+        for _ in range(2):
+            net.clear_param_diffs()
+            net.forward_backward()
+    np.testing.assert_allclose(outputs_alone.blobs["loss"].data, whole.blobs["loss"].data, rtol=1e-5)
+    for name, blobs in whole.params.items():
+        for theirs, ours in zip(blobs, outputs_alone.params[name], strict=True):
+            np.testing.assert_allclose(ours.diff, theirs.diff, rtol=1e-4, atol=1e-4)
+
+
+def test_a_blob_that_is_not_kept_says_so(tmp_path: Path) -> None:
+    net = build(RESIDUAL, tmp_path, "TEST", keep_blobs=["conv3"])
+    held = net.blobs["conv2"].data
+    net.blobs["x"].data[...] = 1
+    net.forward()
+    assert net.blobs["conv3"].data.any() and net.blobs["loss"].data.shape == ()
+    assert net.blobs["conv2"].shape == (2, 4, 7, 7) and net.blobs["conv2"].count == 392
+    assert not held.any()  # an array from before the pass is left as it was
+    with pytest.raises(NetError, match="2 4 7 7.*keep_blobs"):
+        _ = net.blobs["conv2"].data
+    with pytest.raises(NetError, match=r'sum \(.*"conv2".*keep_blobs'):
+        net.forward(start="sum")
+    with pytest.raises(NetError, match='no blob "conv"'):
+        build(RESIDUAL, tmp_path, "TEST", keep_blobs=["conv"])
+
+
+def test_blobs_that_are_not_kept_follow_new_shapes(tmp_path: Path) -> None:
+    net = build(RESIDUAL, tmp_path, "TEST", keep_blobs=False)
+    net.forward()
+    net.blobs["x"].reshape(1, 3, 5, 6)
+    net.reshape()
+    assert net.blobs["conv2"].shape == (1, 4, 5, 6)
+    net.forward()
+    assert net.blobs["pair"].shape == (1, 4, 5, 6)

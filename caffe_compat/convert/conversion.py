@@ -25,6 +25,10 @@ from .graph import Graph
 from .passes import drop_identities, passes_for
 from .targets import HANDLED, TARGETS, Options
 
+#: How far from Caffe's a blob may be, in standard deviations, where weights are in float16: that keeps 11 bits, which over
+#: the 53 layers of a MobileNet V2 adds up to 0.06.
+HALF_TOLERANCE = 0.1
+
 
 @dataclass(frozen=True)
 class Importer:
@@ -74,15 +78,15 @@ def open_net(
     known = {layer.name for layer in source.message.layer}
     for ours, theirs in (names or {}).items():
         if theirs not in known:
-            raise WeightError(f'{source.path}: has no layer "{theirs}"{did_you_mean(theirs, known)}, which the map names for '
-                              f'"{ours}"')
+            raise WeightError(f'{source.path or "the given weights"}: there is no layer "{theirs}", which the map names for '
+                              f'"{ours}"{did_you_mean(theirs, known)}; there are {", ".join(sorted(known))}')
     ours_of = {theirs: ours for ours, theirs in (names or {}).items()}
     for layer in source.message.layer:
         layer.name = ours_of.get(layer.name, layer.name)
     report = net.copy_from(source)
     if strict and report.missing:
-        raise WeightError(f"{report.path}: has no weights for {', '.join(report.missing)}. Layers of the file that the net "
-                          f"does not have: {', '.join(report.unused) or 'none'}; say with a map which is which")
+        raise WeightError(f"{report.path or 'the given weights'}: there are none for {', '.join(report.missing)}. Layers that "
+                          f"the net does not have: {', '.join(report.unused) or 'none'}; say with a map which is which")
     return net, report
 
 
@@ -136,7 +140,7 @@ def convert(
             del net, graph  # or both models' weights would be in memory
             release_freed_memory()
             report.differences = compare(expected, kind.run(path, given))
-            _judge(report.differences, max(tolerance, 5e-3) if options.half else tolerance, os.fspath(out))
+            _judge(report.differences, max(tolerance, HALF_TOLERANCE) if options.half else tolerance, os.fspath(out))
     return report
 
 

@@ -24,8 +24,9 @@ from ..errors import CaffeError, ParseError
 from ..layers import Shape
 from .onnx_writer import SHAPE_KEY
 
-#: The most values that a constant expression may come to: a file of a few bytes can ask for any number.
-MOST_VALUES = 1 << 28
+#: The most values that anything may have: a file of a few bytes can ask for any number. A constant expression may come to
+#: `MOST_FOLDED`, or some times what it is made of.
+MOST_VALUES, MOST_FOLDED = 1 << 29, 1 << 22
 #: Constants up to this many values are shown to the shape inference: shapes, axes and the like.
 SHAPE_LIKE = 1024
 DOMAINS = ("", "ai.onnx")
@@ -50,7 +51,12 @@ class Node:
     opset: int
 
     def __str__(self) -> str:
-        return f'{self.op} "{self.name or self.outputs[0]}"'
+        return f'{self.op} "{self.name or next(iter(self.outputs), "")}"'
+
+    def check(self) -> None:
+        """Raises `Gap` for a node that no operator can be."""
+        if not self.outputs or not self.outputs[0]:
+            raise Gap("it has no output")
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or `default`."""
@@ -127,6 +133,12 @@ def _load(path: str) -> onnx.ModelProto:
         raise ParseError(f"not an ONNX model: {error}", path) from None
     if not model.graph.output:
         raise ParseError("not an ONNX model: its graph has no outputs", path)
+    graph = model.graph
+    names = [graph.name, *(item.name for item in (*graph.input, *graph.output, *graph.initializer))]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(item.name for item in node.attribute)]
+    if any(isinstance(name, bytes) for name in names):
+        raise ParseError("not an ONNX model: it has names that are no text in UTF-8", path)
     if model.functions:
         try:
             model = onnx.inliner.inline_local_functions(model)
@@ -221,6 +233,7 @@ class _Reader:
 
     def _read(self, node: Node, proto: onnx.NodeProto) -> None:
         graph = self.graph
+        node.check()
         if proto.domain not in DOMAINS:
             raise Gap(f'it is not of ONNX itself, but of the domain "{proto.domain}"')
         if any(isinstance(value, onnx.GraphProto) for value in node.attributes.values()):
@@ -243,7 +256,10 @@ class _Reader:
             dims = type.tensor_type.shape.dim
             if not type.tensor_type.HasField("shape") or any(not dim.HasField("dim_value") for dim in dims):
                 raise Gap(f'the shape of its output "{name}" depends on the values of its inputs')
-            self.types[name], graph.shapes[name] = type, tuple(dim.dim_value for dim in dims)
+            shape = tuple(dim.dim_value for dim in dims)
+            if min(shape, default=1) < 1 or prod(shape) > MOST_VALUES:
+                raise Gap(f'its output "{name}" would have the shape {shape}')
+            self.types[name], graph.shapes[name] = type, shape
         for name in filter(None, node.inputs):
             graph.readers[name].append(node)
         graph.nodes.append(node)
@@ -271,7 +287,8 @@ class _Reader:
         """Computes a node whose inputs are all constants."""
         counts = [prod(dim.dim_value if dim.HasField("dim_value") else MOST_VALUES + 1
                        for dim in type.tensor_type.shape.dim) for type in types.values()]
-        if not counts or max(counts) > MOST_VALUES:
+        given = sum(self.graph.constants[name].size for name in node.inputs if name)
+        if not counts or max(counts) > max(MOST_FOLDED, 4 * given):
             raise Gap("it is a constant of unknown or enormous size")
         feeds = {name: self.graph.constants[name] for name in node.inputs if name}
         inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]

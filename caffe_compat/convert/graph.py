@@ -73,6 +73,12 @@ class Node:
             setattr(layer.param, name, value)
         self.layer = layer
 
+    def weigh(self, top: str, weight: float) -> None:
+        """Sets the loss weight of an output."""
+        self.change()
+        self.layer.spec.loss_weight[:] = list(self.layer.spec.loss_weight) or [0.0] * len(self.outputs)
+        self.layer.spec.loss_weight[self.outputs.index(top)] = weight
+
 
 #: A pass changes a graph where it stands; several are run one after the other with `Graph.run`.
 Pass = Callable[["Graph"], None]
@@ -105,16 +111,19 @@ class Graph:
             tops = [names[i, k] for k in range(len(step.tops))]
             if _is_input(step.layer):
                 graph.inputs.update(zip(tops, step.shapes))
-            elif not _is_automatic(step, steps):
+            elif _is_automatic(step, steps):
+                if any(step.loss_weights) and (made := graph.producer(tops[0])):  # Caffe moved the weight to the split
+                    made.weigh(tops[0], step.loss_weights[0])
+            else:
                 blobs = [_owning(blob) for blob in step.layer.blobs]
                 graph.nodes.append(Node(
                     step.layer, [names[source] for source in step.sources], tops,
                     [steps[p].shapes[k] for p, k in step.sources], list(step.shapes),
                     [_array(blob) for blob in step.layer.blobs],
                     [owners.get(id(blob), (step.layer.name, j)) for j, blob in enumerate(blobs)]))
-        made = [names[latest[name]] for name in net.outputs]
-        made += [names[i, 0] for i, step in enumerate(steps) if step.top_names[:1] == [AUTOMATIC]]
-        graph.outputs = list(dict.fromkeys(made))
+        outputs = [names[latest[name]] for name in net.outputs]
+        outputs += [names[i, 0] for i, step in enumerate(steps) if step.top_names[:1] == [AUTOMATIC]]
+        graph.outputs = list(dict.fromkeys(outputs))
         return graph
 
     def run(self, passes: Iterable[Pass]) -> Graph:

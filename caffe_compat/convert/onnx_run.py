@@ -28,6 +28,8 @@ def session(path: str | os.PathLike[str]) -> Callable[[Mapping[str, np.ndarray] 
     options.log_severity_level = 3
     # its optimizer moves a Pad with zeros into the MaxPool behind it (1.31), where zeros below the largest are lost
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.enable_cpu_mem_arena = False
+    options.add_session_config_entry("session.disable_prepacking", "1")  # or it would hold most weights twice
     try:
         model = onnxruntime.InferenceSession(name, options, providers=["CPUExecutionProvider"])
     except Exception as error:

@@ -36,7 +36,7 @@ def write_safetensors(graph: Graph, path: str | os.PathLike[str], options: Optio
 
 def write_exported(graph: Graph, path: str | os.PathLike[str], options: Options) -> None:
     """Writes the graph as a torch.export program (.pt2) for inference, with a dynamic batch where the net allows one."""
-    module = to_module(graph, options.rename).eval()
+    module = to_module(graph, options.rename, share=True).eval()
     if options.half:
         module = module.half()
     kind = torch.float16 if options.half else torch.float32
@@ -113,7 +113,7 @@ def import_torch(folder: str, inputs: Mapping[str, Sequence[int]]) -> Document:
                                   f"{'nothing' if tensor is None else tuple(tensor.shape)}")
             found[key] = (tensor.float() if tensor.is_floating_point() else tensor).numpy()
         if made.state:
-            model.nodes[name].params = [np.ascontiguousarray(array) for array in made.blobs(found)]
+            model.nodes[name].params = made.blobs(found)
     return graph.to_document()
 
 

@@ -177,8 +177,11 @@ class _Forward:
 
 
 def identifier(name: str) -> str:
-    """`name` with every character that a Python name cannot have replaced by an underscore."""
-    word = re.sub(r"\W", "_", name, flags=re.ASCII)
+    """`name` with every character that a Python name cannot have replaced by an underscore.
+
+    It begins with one underscore at most: Python takes two for a class's private name.
+    """
+    word = re.sub(r"^_{2,}", "_", re.sub(r"\W", "_", name, flags=re.ASCII))
     return f"_{word}" if not word or word[0].isdigit() else word
 
 

@@ -65,8 +65,9 @@ def write_weights(model: Model, path: Path, half: bool = False) -> None:
 
 def _tensor(key: str, values: np.ndarray, half: bool) -> Tensor:
     if not half or values.dtype != np.float32:
-        return torch.from_numpy(np.ascontiguousarray(values))
-    small = np.asarray(values, np.float16)
+        return torch.from_numpy(values if values.flags.c_contiguous and values.flags.writeable else values.copy("C"))
+    with np.errstate(over="ignore"):
+        small = np.asarray(values, np.float16)
     if np.isinf(small).any() and not np.isinf(values).any():
         raise WeightError(f"{key}: the largest value is {np.abs(values).max():g}, beyond float16's 65504; convert without "
                           "--half")
@@ -77,7 +78,7 @@ def _safetensors() -> Any:
     try:
         import safetensors.torch
     except ImportError:
-        raise CaffeError("this needs the package safetensors: pip install safetensors") from None
+        raise CaffeError("this needs the package safetensors; install it with: pip install 'caffe-compat[convert]'") from None
     return safetensors.torch
 
 
@@ -87,8 +88,8 @@ def _safetensors() -> Any:
 def load_module(folder: str | os.PathLike[str]) -> nn.Module:
     """The module of an export, in evaluation mode and float32, with its weights. Runs the folder's model.py."""
     state, ties = read_state(Path(folder))
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return make_module(read_source(Path(folder)), state, ties).eval()
+    wide = {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key not in ties}
+    return make_module(read_source(Path(folder)), wide, ties).eval()
 
 
 def make_module(source: str, state: Mapping[str, Tensor], ties: Mapping[str, str]) -> nn.Module:
@@ -113,10 +114,10 @@ def _tensor_of(module: nn.Module, key: str) -> Tensor:
     return getattr(module.get_submodule(owner), name)
 
 
-def to_module(graph: Graph, rename: Mapping[str, str] | None = None) -> nn.Module:
-    """The graph as a torch module, sharing the graph's memory where it can, in the mode of the graph's phase."""
+def to_module(graph: Graph, rename: Mapping[str, str] | None = None, share: bool = False) -> nn.Module:
+    """The graph as a torch module in the mode of the graph's phase; with `share` in the graph's memory where it can be."""
     model = Model(graph, dict(rename or {}))
-    state = {key: _tensor(key, values, False) for key, values in model.state().items()}
+    state = {key: _tensor(key, values if share else values.copy("C"), False) for key, values in model.state().items()}
     return make_module(model.source(_LOAD[".pth"]), state, model.ties).train(graph.training)
 
 
@@ -133,9 +134,10 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = folder / f"{WEIGHTS}.pth"
     if path.exists():
         try:
-            return torch.load(path, weights_only=True, map_location="cpu"), {}
-        except (RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
-            raise WeightError(f"{path}: not a state dict: {error}") from None
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            return state, _ties(state)
+        except Exception as error:  # of what kinds a damaged file's are, torch does not say
+            raise WeightError(f"{path}: not a state dict: {str(error).strip().partition(chr(10))[0]}") from None
     path = folder / f"{WEIGHTS}.safetensors"
     if not path.exists():
         raise CaffeError(f"{folder}: there are no weights: neither {WEIGHTS}.pth nor {WEIGHTS}.safetensors")
@@ -148,6 +150,13 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {key: file.get_tensor(key) for key in file.keys()}, json.loads(metadata.get("tied", "{}"))  # noqa: SIM118
     except (SafetensorError, ValueError) as error:
         raise WeightError(f"{path}: {error}") from None
+
+
+def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Keys whose tensor is in the same memory as another's that comes before."""
+    first: dict[int, str] = {}
+    return {key: known for key, value in state.items() if value.numel()
+            and (known := first.setdefault(value.data_ptr(), key)) != key}
 
 
 def run_torch(folder: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .. import fillers, proto
+from .. import fillers, memory, proto
 from ..blob import Blob
 from ..errors import NetError
 from ..registry import Registry
@@ -123,6 +124,8 @@ class Layer:
 
     def add_param(self, shape: Sequence[int], filler: Any = None) -> Blob:
         """Appends a parameter blob of `shape`, filled by the FillerParameter `filler` (zeros without one)."""
+        if wrong := memory.impossible(shape) or memory.too_much(4 * prod(shape)):
+            raise self.error(f"parameter {len(self.blobs)}: {wrong}")
         tensor = torch.zeros(tuple(shape), dtype=torch.float32)
         if filler is not None:
             fillers.fill(tensor, filler, self.context.fill_rng, self.where)
@@ -195,6 +198,11 @@ def layer(
         return LAYERS.add(type)(cls)
 
     return register
+
+
+def may_overwrite(x: Tensor) -> bool:
+    """Whether torch lets a layer write into a bottom that nobody else reads: not where its gradient is asked for."""
+    return not (x.is_leaf and x.requires_grad)
 
 
 def format_shape(shape: Sequence[int]) -> str:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, Shape, format_shape, layer
+from .base import Layer, Shape, format_shape, layer, may_overwrite
 from .indices import as_index
 
 
@@ -104,6 +104,15 @@ class Eltwise(Layer):
             raise self.error(f"found {len(coeffs)} coeff for {len(shapes)} bottoms; give one a bottom, or none")
         self._coeffs = coeffs or [1.0] * len(shapes)
         self._combine = {p.SUM: self._sum, p.PROD: self._product, p.MAX: self._max}[p.operation]
+        self._order = list(range(len(shapes)))
+        self._overwrites = False
+
+    def overwrite(self, free: Sequence[int]) -> None:
+        """Lets a SUM write into one of the bottoms `free`, which nobody else reads (`economy`)."""
+        usable = [k for k in free if self._coeffs[k] == 1 and (k == 0 or len(self._order) == 2)]  # a + b is b + a, no more
+        if usable and self._combine == self._sum:
+            self._order = [usable[0], *(k for k in self._order if k != usable[0])]
+            self._overwrites = True
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         for name, shape in zip(self.spec.bottom, shapes):
@@ -116,10 +125,11 @@ class Eltwise(Layer):
         return self._combine(bottoms)
 
     def _sum(self, bottoms: Sequence[Tensor]) -> Tensor:
-        first, *others = self._coeffs
-        total = bottoms[0] if first == 1 else bottoms[0] * first
-        for bottom, coeff in zip(bottoms[1:], others):
-            total = torch.add(total, bottom, alpha=coeff)
+        first, *others = self._order
+        total = bottoms[first] if self._coeffs[first] == 1 else bottoms[first] * self._coeffs[first]
+        add = torch.Tensor.add_ if self._overwrites and may_overwrite(total) else torch.add
+        for k in others:
+            total = add(total, bottoms[k], alpha=self._coeffs[k])
         return total
 
     def _product(self, bottoms: Sequence[Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import fillers, proto
+from .. import fillers, memory, proto
 from ..db.batches import Batches, DatumItems, ImageBatches
 from ..db.database import Cursor, open_database
 from ..db.read_ahead import ReadAhead
@@ -149,6 +149,8 @@ class DummyData(Layer):
         self._shapes = self._given_shapes()
         self._constants: list[Tensor | None] = [None] * tops
         for i, filler in enumerate(self._fillers):
+            if wrong := memory.impossible(self._shapes[i]) or memory.too_much(4 * prod(self._shapes[i])):
+                raise self.error(wrong, self.spec.top[i])
             if filler is None or filler.type == "constant":
                 value = filler.value if filler else 0.0
                 self._constants[i] = torch.full(self._shapes[i], value, device=self.context.device)

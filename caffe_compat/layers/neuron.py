@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import Layer, Shape, format_shape, layer
+from .base import Layer, Shape, format_shape, layer, may_overwrite
 
 
 @layer("ReLU", param="relu_param")
 class ReLU(Layer):
     """y = max(x, 0) + negative_slope * min(x, 0); the gradient at 0 is `negative_slope` (ReLUParameter)."""
 
-    overwrites = False  # whether it may write into its bottom, which the net decides
+    overwrites = False  # whether it may write into its bottom, which the net decides (`economy`)
 
     def setup(self, shapes: Sequence[Shape]) -> None:
         self._slope = self.param.negative_slope
@@ -29,7 +29,7 @@ class ReLU(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if self._slope:
             return F.leaky_relu(x, self._slope)
-        return torch.relu_(x) if self.overwrites else torch.relu(x)
+        return torch.relu_(x) if self.overwrites and may_overwrite(x) else torch.relu(x)
 
 
 @layer("PReLU", param="prelu_param")

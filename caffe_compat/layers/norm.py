@@ -101,6 +101,8 @@ class BatchNorm(Layer):
     def setup(self, shapes: Sequence[Shape]) -> None:
         if len(shapes[0]) < 2:
             raise self.error(f"BatchNorm takes a bottom of at least two axes, N x C, found {format_shape(shapes[0])}")
+        if not self.param.eps >= 0:
+            raise self.error(f"eps is {self.param.eps:g}; expected 0 or more")
         self.channels = shapes[0][1]
         self.by_batch = self.training
         if self.param.HasField("use_global_stats"):
@@ -121,23 +123,34 @@ class BatchNorm(Layer):
         return [shapes[0]]
 
     def forward(self, x: Tensor) -> Tensor:
-        mean_sum, variance_sum, divisor = (blob.tensor.detach() for blob in self.blobs)
+        mean_sum, variance_sum, divisor = (blob.tensor for blob in self.blobs)
         scale, shift = self.scale.learned if self.scale else (None, None)
         if not self.by_batch:
-            weight = divisor.reciprocal().nan_to_num_(nan=nan, posinf=0.0)
-            return F.batch_norm(x, mean_sum * weight, variance_sum * weight, scale, shift, False, 0.0, self.param.eps)
+            mean, variance = self._statistics(mean_sum, variance_sum, divisor)
+            return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.param.eps)
         mean, variance = torch.zeros_like(mean_sum), torch.zeros_like(variance_sum)
         if x.numel() == self.channels:  # m = 1: torch has no variance for it, Caffe's is 0
             mean = x.detach().flatten()
             y = F.batch_norm(x - x, torch.zeros_like(mean), variance, scale, shift, False, 0.0, self.param.eps)
         else:  # with a momentum of 1, torch's running statistics are just those of this batch
-            y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, self.param.eps)
+            eps = max(self.param.eps, torch.finfo(torch.float32).tiny)  # torch takes no 0 here
+            y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, eps)
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
             mean_sum.mul_(fraction).add_(mean)
             variance_sum.mul_(fraction).add_(variance)
             divisor.mul_(fraction).add_(1)
         return y
+
+    @staticmethod
+    @torch.no_grad()
+    def _statistics(mean_sum: Tensor, variance_sum: Tensor, divisor: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean and variance that the blobs hold; as they are where the divisor is 1, as in most published models, if
+        to know that costs no wait for a device."""
+        if divisor.device.type == "cpu" and divisor.item() == 1:
+            return mean_sum, variance_sum
+        weight = divisor.reciprocal().nan_to_num_(nan=nan, posinf=0.0)
+        return mean_sum * weight, variance_sum * weight
 
     def fuse(self, scale: Scale | None) -> bool:
         """From now on does the work of the Scale layer that follows, which passes on what it gets; None ends that.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import Layer, Shape, format_shape, layer
-from .windows import Window, padded, sliding, window_of
+from .windows import Window, check_padded, padded, sliding, window_of
 
 #: Caffe's start value of a maximum, -FLT_MAX: what an empty window gives.
 LOWEST = torch.finfo(torch.float32).min
@@ -197,6 +197,7 @@ class Pooling(Pooler):
             raise self.error(f"the bottom was set up with {self.axes + 2} axes, now it is {format_shape(shape)}")
         pool = self._pool(shape[2:])
         self.check(pool)
+        check_padded(self, shape, pool.window.pad)
         return [(*shape[:2], *pool.outputs)] * len(self.spec.top)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
@@ -233,14 +234,14 @@ class SPP(Pooler):
             bins = 2 ** level
             kernel = tuple(-(-n // bins) for n in sizes)
             pad = tuple((k * bins - n + 1) // 2 for k, n in zip(kernel, sizes))
-            levels.append(pool_of(sizes, Window(kernel, kernel, pad, (1, 1)), False))
+            pool = pool_of(sizes, Window(kernel, kernel, pad, (1, 1)), False)
+            self.check(pool)  # of a pyramid that is too high, all levels but the first few fail
+            levels.append(pool)
         return levels
 
     def reshape(self, shapes: Sequence[Shape]) -> list[Shape]:
         num, channels = shapes[0][:2]
         levels = self._levels(tuple(shapes[0][2:]))
-        for pool in levels:
-            self.check(pool)
         if len(levels) == 1:
             return [(num, channels, *levels[0].outputs)]
         return [(num, channels * sum(prod(pool.outputs) for pool in levels))]

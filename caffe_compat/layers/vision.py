@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .base import Layer, Shape, format_shape, layer
 from .image_products import convolve_images
-from .windows import Window, channels_last, columns, convolve, convolve_transposed, window_of
+from .windows import Window, channels_last, check_padded, columns, convolve, convolve_transposed, window_of
 
 
 class SlidingKernels(Layer):
@@ -49,6 +49,7 @@ class SlidingKernels(Layer):
         if any(size < 1 for size in spatial):
             raise self.error(f"the kernel does not fit: bottom {format_shape(shape)}, {self.window}, which would give "
                              f"the spatial size {' x '.join(map(str, spatial))}")
+        check_padded(self, shape, self.window.pad)
         return [(*shape[:self.axis], self.param.num_output, *spatial)] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -140,6 +141,7 @@ class Im2col(Layer):
         spatial = correlated_sizes(shape[self.axis + 1:], self.window)
         if any(size < 1 for size in spatial):
             raise self.error(f"the window does not fit: bottom {format_shape(shape)}, {self.window}")
+        check_padded(self, shape, self.window.pad)
         return [(*shape[:self.axis], shape[self.axis] * prod(self.window.kernel), *spatial)]
 
     def forward(self, x: Tensor) -> Tensor:

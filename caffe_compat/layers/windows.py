@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import memory
 from .base import Layer, Shape
+
+#: Sizes are ints in Caffe.
+_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,16 @@ def window_of(layer: Layer, axes: int, *, pairs: bool = False, kernel: Shape | N
     for name, sizes in (("kernel", kernel), ("stride", stride), ("dilation", dilation)):
         if 0 in sizes:
             raise layer.error(f"the {name} is {' x '.join(map(str, sizes))}; every size must be at least 1")
+    if max((*kernel, *stride, *pad, *dilation), default=0) > _LARGEST:
+        raise layer.error(f"kernel {kernel}, stride {stride}, pad {pad}, dilation {dilation}: sizes go up to {_LARGEST}")
     return Window(kernel, stride, pad, dilation)
+
+
+def check_padded(layer: Layer, shape: Shape, pad: Shape) -> None:
+    """Refuses padding that would take more memory than there is; `pad` is for the last axes of the bottom's `shape`."""
+    padded_shape = (*shape[:-len(pad) or None], *(n + 2 * p for n, p in zip(shape[-len(pad):], pad)))
+    if wrong := memory.impossible(padded_shape) or memory.too_much(4 * prod(padded_shape)):
+        raise layer.error(f"padded by {' x '.join(map(str, pad))}: {wrong}")
 
 
 def _per_axis(layer: Layer, name: str, field: str, axes: int, default: int | None, pairs: bool) -> Shape:

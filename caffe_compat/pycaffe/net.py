@@ -19,7 +19,7 @@ from ..layers.python import Python, PythonLayer
 from ..mirror import refresh_arrays
 from ..net_builder import Step
 from ..proto import Document
-from ..weights import LoadReport
+from ..weights import CAFFE, LoadOptions, LoadReport
 from . import mode
 from .batches import Batches
 from .devices import move_net
@@ -260,8 +260,8 @@ class Net(Batches, core.Net):
     def _call_back(self, event: str, callback: Callable[[int], Any]) -> None:
         if not callable(callback):
             raise WrongValue(f"{event} takes a function of the layer's position, not {callback!r}")
-        if event.endswith("backward") and not self.keep_diffs:
-            raise NetError(f"{event}: a net without keep_diffs does not run backward layer by layer")
+        if event.endswith("backward") and not self._keeps_all:
+            raise NetError(f"{event}: a net without keep_blobs does not run backward layer by layer")
         self._callbacks.setdefault(event, []).append(callback)
         self._run = self._run_and_call  # nets without callbacks do not pay for them
 
@@ -277,8 +277,8 @@ class Net(Batches, core.Net):
 
     # -- weights ----------------------------------------------------------------------------------------------------
 
-    def copy_from(self, source: Path | Document) -> LoadReport:
-        report = super().copy_from(source)
+    def copy_from(self, source: Path | Document, options: LoadOptions = CAFFE) -> LoadReport:
+        report = super().copy_from(source, options)
         refresh_arrays()
         return report
 

@@ -48,7 +48,7 @@ class Solver(core.Solver):
             attach(self, as_reference=as_reference)
 
     def make_net(self, document: Document, phase: int, **options: Any) -> Net:
-        options["keep_diffs"] = True
+        options["keep_blobs"] = True
         return Net(document, phase, document.message.state.level, device=None if self._follows else self.device, **options)
 
     @property

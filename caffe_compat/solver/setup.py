@@ -69,11 +69,20 @@ def _seed(param: Any) -> int | None:
     return param.random_seed if param.random_seed >= 0 else None
 
 
+def net_of(solver: Document) -> Document:
+    """The net that a solver trains."""
+    return _net_document(solver, getattr(solver.message, _train_field(solver.message)))
+
+
+def _train_field(param: Any) -> str:
+    return next(name for name in _TRAIN_FIELDS if param.HasField(name))
+
+
 def train_net(solver: Document, make_net: Callable[..., Net], **options: Any) -> Net:
     """The net to train, as `Solver.make_net` makes it, with Net's `options`. Its state: phase TRAIN, the net file's
     `state`, then train_state."""
     param = solver.message
-    field = next(name for name in _TRAIN_FIELDS if param.HasField(name))
+    field = _train_field(param)
     source = getattr(param, field)
     log.info("Creating training net from %s%s", field, _named(source))
     document = _net_document(solver, source)
@@ -106,7 +115,7 @@ def test_nets(solver: Document, make_net: Callable[..., Net]) -> list[Net]:
         log.info("Creating test net (#%d) specified by %s%s", i, field, _named(source))
         document = _net_document(solver, source)
         _merge_state(document.message, TEST, param.test_state[i] if param.test_state else None)
-        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_diffs=param.debug_info))
+        nets.append(make_net(document, document.message.state.phase, seed=_seed(param), keep_blobs=param.debug_info))
     return nets
 
 

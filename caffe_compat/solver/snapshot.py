@@ -59,6 +59,7 @@ def load(solver: Solver, path: str) -> None:
     solver.iter = state.message.iter
     solver.current_step = state.message.current_step
     extra = {item.name: item.value for item in state.message.extra}
+    solver.data_restored = _POSITIONS in extra
     _load_positions(solver, extra)
     for hook in solver.hooks:
         hook.load_state(solver, state, extra)

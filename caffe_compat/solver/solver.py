@@ -50,15 +50,15 @@ class _Group:
 class Solver:
     """Trains the net that a SolverParameter names: a path (of a prototxt) or a Document.
 
-    `device` defaults to what `solver_mode` and `device_id` ask for, where there is such a GPU. With `keep_diffs` the
-    diffs of all blobs are there after a step; without it only the parameters' are, which saves their memory.
+    `device` defaults to what `solver_mode` and `device_id` ask for, where there is such a GPU. `keep_blobs` says
+    which blobs of the training net have data and diffs after a step (see `Net`); test nets keep their outputs alone.
     `caffe_arithmetic` trains by Caffe's own algorithms, which is slower, where others round differently (see `Net`).
 
     Raises `SolverError` for settings that cannot be trained with, and what `Net` raises.
     """
 
     def __init__(self, source: str | os.PathLike[str] | Document, *, device: torch.device | str | None = None,
-                 keep_diffs: bool = True, caffe_arithmetic: bool = False) -> None:
+                 keep_blobs: bool = True, caffe_arithmetic: bool = False) -> None:
         document = source if isinstance(source, Document) else proto.read_text(os.fspath(source), "SolverParameter")
         self.document = document
         self.param: Any = document.message
@@ -71,7 +71,7 @@ class Solver:
         lr_policy.check(self.param, self.where)
         self.device = torch.device(device) if device is not None else setup.device_of(self.param)
         log.info("Initializing solver from parameters: \n%s", proto.dump_text(self.param))
-        self.net: Net = setup.train_net(document, self.make_net, keep_diffs=keep_diffs or self.param.debug_info,
+        self.net: Net = setup.train_net(document, self.make_net, keep_blobs=keep_blobs or self.param.debug_info,
                                         caffe_arithmetic=caffe_arithmetic)
         self.test_nets: list[Net] = setup.test_nets(document, self.make_net)
         self.rule = RULES.get(self.param.type, self.where)(self.param, self.where, fused=not caffe_arithmetic)
@@ -84,6 +84,8 @@ class Solver:
         self.hooks: list[SolverHook] = []
         self.actions = ActionQueue()
         self.stopped = False
+        #: Whether the snapshot last restored told where the data were.
+        self.data_restored = False
         self._rate: float | None = None
         self._multiplier = 1
         self._begun = False
@@ -162,20 +164,32 @@ class Solver:
         """Takes weights, history and iteration back from a snapshot, Caffe's own or ours.
 
         One of ours also brings back data positions and random states, so that training goes on exactly; after one that
-        Caffe wrote the data start at the first item, as they do in Caffe.
+        Caffe wrote the data start at the first item, as they do in Caffe (but see `skip_data`).
         """
         snapshot.load(self, os.fspath(path))
         self._tell("on_weights_loaded")
 
+    def skip_data(self, iterations: int) -> None:
+        """Lets the training net's data layers read what so many iterations would, for nothing: then a run restored from a
+        snapshot of Caffe's goes on with the data that the run which wrote it saw next. Each iteration is taken to make as
+        many passes as the next one will."""
+        sources = [layer for layer in self.net.layers if layer.is_source and layer.type != "Input"]
+        for _ in range(iterations * self.param.iter_size * self._multiplier):
+            for layer in sources:
+                layer.forward()
+
     # -- the loop ---------------------------------------------------------------------------------------------------
 
-    def solve(self, resume: str | os.PathLike[str] | None = None) -> None:
-        """Trains to max_iter, from the snapshot `resume` if given; writes a last snapshot unless told not to."""
+    def solve(self, resume: str | os.PathLike[str] | None = None, *, skip_data: bool = False) -> None:
+        """Trains to max_iter, from the snapshot `resume` if given, with its data skipped if `skip_data` asks for that and it
+        does not tell where they were; writes a last snapshot unless told not to."""
         log.info("Solving %s", self.net.name)
         log.info("Learning Rate Policy: %s", self.param.lr_policy)
         if resume is not None:
             log.info("Restoring previous solver status from %s", resume)
             self.restore(resume)
+            if skip_data and not self.data_restored:
+                self.skip_data(self.iter)
         self.stopped = False
         self.step(self.param.max_iter - self.iter)
         if self.param.snapshot_after_train and not (self.param.snapshot and self.iter % self.param.snapshot == 0):

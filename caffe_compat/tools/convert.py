@@ -8,6 +8,7 @@ import sys
 
 from ..convert import TARGETS, Options, Report, convert, to_caffe
 from ..errors import CaffeError
+from ..memory import return_freed_memory
 from .flags import add_python_flag, flag
 
 QUIET = True
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Converts, and prints what was done."""
+    return_freed_memory()
     if args.to == BACK:
         written = to_caffe(args.model, args.out, inputs=dict(map(_shape, args.input)), check=not getattr(args, "no-check"),
                            tolerance=args.tolerance)

@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from ..db import create_database, datum_class
-from ..errors import CaffeError, NetError, did_you_mean
+from ..errors import CaffeError, NetError
 from ..net import Net
 from .flags import add_python_flag, device_of, positive
 
@@ -38,11 +38,8 @@ def extract_features(
     if len(blobs) != len(databases) or len(set(map(os.fspath, databases))) < len(databases):
         raise CaffeError(f"each blob has a database of its own; found the blobs {', '.join(blobs)} and the databases "
                          f"{', '.join(map(os.fspath, databases))}")
-    net = Net(model, "TEST", device=device, keep_diffs=False)
+    net = Net(model, "TEST", device=device, keep_blobs=blobs)
     for name in blobs:
-        if name not in net.blobs:
-            raise NetError(f'{model}: has no blob "{name}"{did_you_mean(name, net.blobs)}; its blobs: '
-                           f"{', '.join(net.blobs)}", blob=name)
         if len(net.blobs[name].shape) > 4:
             raise NetError(f'{model}: the blob "{name}" has {len(net.blobs[name].shape)} axes, a Datum up to 4',
                            blob=name)

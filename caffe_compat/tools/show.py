@@ -64,7 +64,7 @@ def show_text(path: str, args: argparse.Namespace) -> None:
     _heading(document, "net")
     stages = [stage for stage in args.stage.split(",") if stage]
     try:
-        net = Net(document, args.phase, level=args.level, stages=stages, keep_diffs=False)
+        net = Net(document, args.phase, level=args.level, stages=stages, keep_blobs=False)
     except DataError as error:
         print(f"shapes are not known: {error}")
         table(["layer", "type", "bottoms", "tops"], [

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Two passes to warm up, then the mean over `iterations`, in Caffe's lines."""
-    net = build_net(args, args.weights)
+    net = build_net(args, args.weights, keep_blobs=True)
     log.info("Performing Forward")
     net.forward()
     log.info("Initial loss: %g", net.loss)

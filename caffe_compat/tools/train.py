@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(parser, "solver", required=True, help="the solver definition (prototxt)")
     flag(parser, "weights", help="pretrained weights to start from, separated by commas")
     flag(parser, "snapshot", help="a .solverstate to resume from")
+    parser.add_argument("--skip-data", action="store_true",
+                        help="with a snapshot that Caffe wrote, which does not tell where the data were: begin after what its "
+                             "iterations read, not at the first item as Caffe does")
     flag(parser, "gpu", help="the GPU to run on; without it solver_mode and device_id decide")
     flag(parser, "sigint_effect", default="stop", help="on SIGINT: stop (with a snapshot), snapshot or none")
     flag(parser, "sighup_effect", default="snapshot", help="on SIGHUP: stop, snapshot or none")
@@ -33,12 +36,14 @@ def run(args: argparse.Namespace) -> None:
     """Trains to max_iter."""
     if args.snapshot and args.weights:
         raise SolverError("give a snapshot to resume training or weights to finetune, but not both")
+    if args.skip_data and not args.snapshot:
+        raise SolverError("--skip-data goes with --snapshot: there are no iterations whose data could be skipped")
     interrupt = parse_action(args.sigint_effect, "--sigint_effect")
     hangup = parse_action(args.sighup_effect, "--sighup_effect")
-    solver = plugins.create_solver(args.solver, as_reference=args.as_reference, device=device_of(args.gpu), keep_diffs=False)
+    solver = plugins.create_solver(args.solver, as_reference=args.as_reference, device=device_of(args.gpu), keep_blobs=False)
     if args.weights:
         solver.load_weights(args.weights)
     log.info("Starting Optimization")
     with on_signals(solver.actions, interrupt, hangup):
-        solver.solve(args.snapshot)
+        solver.solve(args.snapshot, skip_data=args.skip_data)
     log.info("Optimization Done.")

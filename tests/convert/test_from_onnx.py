@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -182,18 +183,20 @@ def test_values_together(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["MaxPool", "AveragePool"])
 def test_pooling(method: str, ceil: int, tmp_path: Path) -> None:
     """Over a grid of windows, with what Caffe lays too many cut off, and its other divisors made up for."""
-    layers = set()
-    for kernel, stride, pads, size, count in [
-            (k, s, p, n, c) for k in (2, 3) for s in (1, 2, 3) for p in ((0, 0), (1, 1), (0, 1), (1, 0)) for n in (6, 7)
-            for c in ((0, 1) if method == "AveragePool" and any(p) else (0,)) if max(p) < k]:
-        build = Builder(19)
-        options = {"count_include_pad": count} if method == "AveragePool" else {}
-        y = build(method, build.input("x", 1, 2, size, 5), kernel_shape=[kernel, 2], strides=[stride, 1],
-                  pads=[pads[0], 0, pads[1], 0], ceil_mode=ceil, **options)
-        message = convert(tmp_path, build, y)
-        assert types(message)[0] == "Pooling"
-        layers.update(types(message))
-    assert layers == {"Pooling", "Slice", "Silence"} | ({"Scale"} if method == "AveragePool" else set())
+    for size in (6, 7):
+        build, tops = Builder(19), []
+        x = build.input("x", 1, 2, size, 5)
+        for kernel, stride, before, after in product((1, 2, 3), (1, 2, 3), (0, 1, 2), (0, 1, 2)):
+            if max(before, after) >= kernel:
+                continue
+            for count in (0, 1) if method == "AveragePool" else (None,):
+                options = {} if count is None else {"count_include_pad": count}
+                tops.append(build(method, x, kernel_shape=[kernel, 2], strides=[stride, 1], pads=[before, 0, after, 0],
+                                  ceil_mode=ceil, **options))
+        message = convert(tmp_path, build, *tops)
+        assert types(message).count("Pooling") == len(tops) > 40
+        wanted = {"Pooling", "Slice", "Silence"} | ({"Scale"} if method == "AveragePool" else set())
+        assert set(types(message)) == wanted
 
 
 def test_padding_goes_into_the_next_layer(tmp_path: Path) -> None:
@@ -372,6 +375,35 @@ def test_hostile_files(tmp_path: Path) -> None:
     build = Builder()
     y = build("Add", build.input("x", 1, 2), build("ConstantOfShape", np.array([1 << 40, 2])))
     assert "enormous" in gaps(tmp_path, build, y)["ConstantOfShape"]
+
+
+def test_mutated_files(tmp_path: Path) -> None:
+    """Bytes changed, cut out and put in: a net or an error of ours, and neither much time nor much memory."""
+    build = Builder()
+    x = build.input("x", 1, 3, 8, 8)
+    y = build("Conv", build("Pad", x, np.array([0, 0, 1, 1, 0, 0, 0, 1])), values(4, 3, 3, 3), values(4), strides=[2, 2])
+    y = build("MaxPool", build("Relu", y), kernel_shape=[2, 2], ceil_mode=1)
+    size = build("Unsqueeze", build("Gather", build("Shape", y), np.array(0)), np.array([0]))
+    flat = build("Reshape", y, build("Concat", size, np.array([-1]), axis=0))
+    z = build("Add", build("Mul", build("Gemm", flat, values(36, 5)), values(5)), values(5))
+    a, b = build("Split", y, axis=1, outputs=2)
+    large = build("Resize", build("Concat", b, a, axis=1), "", np.array([1, 1, 2, 2], np.float32), mode="nearest")
+    path = build.save(tmp_path / "model.onnx", z, large)
+    whole, rng, read = path.read_bytes(), np.random.RandomState(0), 0
+    for _ in range(250):
+        data = bytearray(whole)
+        for _ in range(rng.randint(1, 4)):
+            place, count = rng.randint(len(data)), rng.randint(1, 6)
+            new = [bytes([rng.randint(256)]), b"", rng.bytes(count), bytes([data[place] ^ 1 << rng.randint(8)])]
+            kind = rng.randint(4)
+            data[place:place + (1, count, 0, 1)[kind]] = new[kind]
+        path.write_bytes(data)
+        try:
+            read_onnx(path)
+            read += 1
+        except CaffeError:
+            pass
+    assert 5 < read < 245
 
 
 def test_a_difference_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

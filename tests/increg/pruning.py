@@ -119,7 +119,7 @@ class Tiny:
         (self.folder / "net.prototxt").write_text(text)
         path = self.folder / "solver.prototxt"
         path.write_text(_override(self.solver, solver))
-        made = create_solver(path, as_reference=as_reference, keep_diffs=False)
+        made = create_solver(path, as_reference=as_reference, keep_blobs=False)
         hooks = [hook for hook in made.hooks if isinstance(hook, PruneHook)]
         return made, hooks[0] if hooks else None
 

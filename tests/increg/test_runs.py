@@ -67,7 +67,7 @@ def make(run: str, folder: Path, *, as_reference: bool) -> tuple[Solver, PruneHo
     text, ratio1, ratio2 = RECORDED[run]
     (folder / "net.prototxt").write_text(NET.format(folder=folder, ratio1=ratio1, ratio2=ratio2))
     (folder / "solver.prototxt").write_text(COMMON.replace('"s"', f'"{folder}/s"') + text)
-    solver = create_solver(folder / "solver.prototxt", as_reference=as_reference, device="cpu", keep_diffs=False)
+    solver = create_solver(folder / "solver.prototxt", as_reference=as_reference, device="cpu", keep_blobs=False)
     return solver, solver.hooks[0]
 
 

@@ -304,8 +304,8 @@ def test_callbacks(net: caffe.Net) -> None:
 
 
 def test_backward_callbacks_need_diffs(path: Path) -> None:
-    with pytest.raises(NetError, match="keep_diffs"):
-        caffe.Net(path, caffe.TEST, keep_diffs=False).after_backward(print)
+    with pytest.raises(NetError, match="keep_blobs"):
+        caffe.Net(path, caffe.TEST, keep_blobs=False).after_backward(print)
 
 
 # -- weights --------------------------------------------------------------------------------------------------------

@@ -72,6 +72,21 @@ def test_a_state_without_extras_starts_the_data_anew(make) -> None:
     assert first > 0
 
 
+def test_the_data_that_a_state_without_extras_stands_for_can_be_skipped(make, tmp_path: Path) -> None:
+    solver = make(extra="iter_size: 2")
+    solver.step(3)
+    expected = solver.net.layer_dict["data"].state()
+    path = solver.snapshot()
+    document = proto.read_binary(path, "SolverState")
+    document.message.ClearField("extra")
+    proto.write_binary(f"{tmp_path}/caffes.solverstate", document)
+    for state, skips in ((path, True), (f"{tmp_path}/caffes.solverstate", True), (f"{tmp_path}/caffes.solverstate", False)):
+        resumed = make(extra="iter_size: 2")
+        resumed.param.max_iter = 3
+        resumed.solve(state, skip_data=skips)
+        assert (resumed.net.layer_dict["data"].state() == expected) is skips
+
+
 def test_snapshot_has_the_fields_that_caffe_expects(make, tmp_path: Path) -> None:
     solver = make("Adam", "momentum: 0.9")
     solver.step(8)
