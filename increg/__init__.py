@@ -39,6 +39,9 @@ doi 10.1109/jstsp.2019.2961233) we follow it. But it has defects that change res
 
 Not followed in either mode: the reference's crashes, its exit in the middle of an iteration (we end training, with the
 output restored and a last snapshot), and its report of every layer in every iteration.
+
+After pruning, `slim` makes a net smaller (`increg slim`), by the `channels` that go together (`increg coupling`); `budget`
+counts what that saves (`increg budget`).
 """
 
 from .config import PruneConfig, read_config

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """A line a layer that costs something, and the sums by every rule."""
-    net = Net(args.net, args.phase, keep_diffs=False)
+    net = Net(args.net, args.phase, keep_blobs=False)
     if args.weights:
         net.copy_from(args.weights)
     layers = layer_budgets(net, pruned=bool(args.weights))

@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints a line a group."""
-    found = groups(Net(args.net, args.phase, keep_diffs=False), exact=args.exact)
+    found = groups(Net(args.net, args.phase, keep_blobs=False), exact=args.exact)
     table(["channels", "written by", "read by", "with", "stays for"],
           [[str(group.channels), *(" ".join(names) or "-" for names in (group.writers, group.readers, group.others)),
             "; ".join(group.fixed) or "-"] for group in found])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ SCALES, SEED = (1.0, 60.0), 1
 def slim(net: Net, document: Document, *, scattered: bool = False) -> tuple[Document, Net, Plan]:
     """The definition of the smaller net, that net with its weights, and how it was made from `net`.
 
-    `net` was built from `document` in the TEST phase and holds the pruned weights. Raises `CaffeError` if there is
+    `net` was built from `document` in the TEST phase, on the CPU, and holds the pruned weights. Raises `CaffeError` if there is
     nothing to take away; with `scattered`, only if no weight is zero.
     """
     found = plan(net)
@@ -113,9 +112,3 @@ def _difference(name: str, before: Tensor, after: Tensor, kept: Tensor, scale: f
         raise NetError(f"blob {name} of the smaller net differs by {found:.2g} of its largest value, {scale:.3g}; allowed is "
                        f"{TOLERANCE:g}. Nothing was written", blob=name)
     return found
-
-
-def kept_share(found: Plan) -> float:
-    """Channels that stay, of all that are written by rows."""
-    ids = np.unique(np.concatenate([matrix.writes.flatten() for matrix in found.matrices.values()]))
-    return float(found.kept[ids].mean())

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     result.save(outputs[-1])
     show(found)
     print(f"outputs are the same: the largest difference in any blob is {worst:.1e} of its largest value, on "
-          f"{len(inputs)} inputs of {_what(net)}")
+          f"{len(inputs)} batches of {_what(net)}")
     before, after = (budget(layer_budgets(each), MATRIX) for each in (net, result))
     theory = before.operations / after.operations
     print(f"multiply-adds {before.operations:,} -> {after.operations:,}, {theory:.3f}x fewer; weights {before.weights:,} -> "

@@ -35,7 +35,7 @@ def fastest(contenders: Mapping[str, Callable[[], object]], device: torch.device
 def running(document: Document, weights: Net, batch: int, device: torch.device) -> Callable[[], object]:
     """A forward pass of the net with the parameters of `weights`, on random images; raises `CaffeError` for a net with
     data of its own."""
-    net = Net(document, "TEST", device=device, keep_diffs=False)
+    net = Net(document, "TEST", device=device, keep_blobs=False)
     if not net.inputs:
         raise CaffeError(f"{document.path}: a net that reads data of its own is not timed")
     for name, blobs in net.params.items():

@@ -72,7 +72,7 @@ class Plan:
 
 
 def plan(net: Net) -> Plan:
-    """What `net`, with its pruned weights, can do without; it is in the TEST phase and keeps diffs."""
+    """What `net`, with its pruned weights, can do without; it is in the TEST phase and keeps its blobs."""
     channels = Channels(net, layouts(net), exact=True)
     found = matrices(net, channels)
     values = constants(net, channels, found)

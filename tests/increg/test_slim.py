@@ -249,7 +249,7 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--out", "small", "--also", "train_val.prototxt", "--inputs", "x.npy", "--batches", "1"]
     assert main(["slim", "net.prototxt", "pruned.caffemodel", *words]) == 0
     said = capsys.readouterr().out
-    for part in ("4 -> 2", "3x3 -> 2x3", "on 4 inputs", "fewer", "cpu, batch 1", "for one sample"):
+    for part in ("4 -> 2", "3x3 -> 2x3", "on 4 batches", "fewer", "cpu, batch 1", "for one sample"):
         assert part in said
     full, small = (Net(f"{folder}net.prototxt", "TEST") for folder in ("", "small/"))
     full.copy_from("pruned.caffemodel")
@@ -291,6 +291,16 @@ def test_refusals(files: Path, words: str, said: str, capsys: pytest.CaptureFixt
     assert said in error
     assert error.count("\n") == 1
     assert not Path("small").exists()
+
+
+def test_data_of_its_own(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A net with data layers is compared on its data, and not timed."""
+    source = 'layer { name: "in" type: "DummyData" top: "x" dummy_data_param { shape { dim: 2 dim: 3 dim: 6 dim: 6 } } }\n'
+    Path("train_val.prototxt").write_text(TEXT.replace(INPUT, source))
+    assert main(["slim", "train_val.prototxt", "pruned.caffemodel", "--out", "small"]) == 0
+    said = capsys.readouterr().out
+    assert "on 1 batches of its own data" in said
+    assert "ms" not in said.replace("multiply-adds", "")
 
 
 def test_a_difference_is_found() -> None:
