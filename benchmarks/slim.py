@@ -5,8 +5,8 @@
 Weights are random; the rows, kernel positions or columns with the smallest L1 norm are set to zero in every convolution,
 as many as give the speedup aimed at, and the net is made smaller by `increg.slim`. For rows and kernels both nets run as
 Caffe nets of ours. Scattered columns no Caffe layer skips: there the exports to PyTorch are compared, one of the dense net
-(in the memory format that is faster) and one with gathered convolutions. On a busy machine use `--threads 1`: processor time
-is counted then.
+(in the memory format that is faster) and one with gathered convolutions, and the convolutions alone. On a busy machine use
+`--threads 1`: processor time is counted then.
 """
 
 from __future__ import annotations
@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_compat import proto
@@ -28,10 +30,11 @@ from caffe_compat.convert.torch_target import to_module
 from caffe_compat.memory import keep_freed_memory
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
-from increg.budget import MATRIX, budget, layer_budgets
+from increg.budget import CONV, MATRIX, Rule, budget, layer_budgets
 from increg.slim import check_same, slim
 from increg.slim.check import random_inputs
 from increg.slim.export import gather
+from increg.slim.gathered import gathered
 from increg.slim.latency import fastest, running
 
 PROTOTXT = Path(__file__).parents[1] / "prototxt"
@@ -80,7 +83,7 @@ def main() -> None:
     keep_freed_memory()  # as the commands do
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.gpu is None else f"cuda:{args.gpu}")
-    print(f"{device}, {args.threads} threads; theory: {MATRIX.text}")
+    print(f"{device}, {args.threads} threads; theory: {MATRIX.text}; for convolutions alone: {CONV.text}")
     print(f"{'':24}{'batch':>6}{'before':>11}{'after':>11}{'measured':>10}{'theory':>9}{'reached':>9}")
     for name in args.nets:
         for case in args.cases:
@@ -92,20 +95,25 @@ def measure(name: str, case: str, batches: list[int], seconds: float, device: to
     document, net = pruned(name, case)
     smaller, result, found = slim(net, document, scattered=True)
     check_same(net, result, found, random_inputs(net)[:1])
-    before, after = budget(layer_budgets(net, pruned=False), MATRIX), budget(layer_budgets(result), MATRIX)
-    theory = before.operations / after.operations_left
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
+
+    def show(what: str, rule: Rule, batch: int, dense: float, after: float) -> None:
+        theory = (budget(layer_budgets(net, pruned=False), rule).operations
+                  / budget(layer_budgets(result), rule).operations_left)
+        print(f"{name + ' ' + what:24}{batch:6}{1e3 * dense:8.1f} ms{1e3 * after:8.1f} ms{dense / after:9.2f}x{theory:8.2f}x"
+              f"{100 * dense / after / theory:7.0f} %", flush=True)
+
     for batch in batches:
+        if case.startswith("col"):
+            show(f"{case}, convs alone", CONV, batch, *convolutions(net, result, batch, seconds, device, clock))
         if case.startswith("col"):
             shape = (batch, *net.blobs[net.inputs[0]].shape[1:])
             passes = exported(net, result, shape, device)
         else:
             passes = {"before": running(document, net, batch, device), "after": running(smaller, result, batch, device)}
-        clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
         times = fastest(passes, device, seconds=seconds, clock=clock)
         dense = min(value for key, value in times.items() if key != "after")
-        speedup = dense / times["after"]
-        print(f"{name + ' ' + case:24}{batch:6}{1e3 * dense:8.1f} ms{1e3 * times['after']:8.1f} ms{speedup:9.2f}x{theory:8.2f}x"
-              f"{100 * speedup / theory:7.0f} %", flush=True)
+        show(case, MATRIX, batch, dense, times["after"])
 
 
 def pruned(name: str, case: str) -> tuple[Document, Net]:
@@ -132,6 +140,31 @@ def _fill(kind: str, index: int, values: Tensor, generator: torch.Generator) -> 
         values.normal_(0, 0.1, generator=generator)
     elif kind == "BatchNorm":
         values.zero_()
+
+
+def convolutions(net: Net, slimmed: Net, batch: int, seconds: float, device: torch.device,
+                 clock: Callable[[], float]) -> tuple[float, float]:
+    """Seconds of all convolutions one by one: dense, each in the memory format that is faster, and gathered."""
+    layers = [layer for layer in net.layers if layer.type == "Convolution"]
+    dense = after = 0.0
+    for layer in layers:
+        passes: dict[str, Callable[[], object]] = {}
+        for form, memory_format in (("NCHW", torch.contiguous_format), ("NHWC", torch.channels_last)):
+            weight, *bias = (blob.tensor.detach().to(device) for blob in layer.blobs)
+            x = torch.randn(batch, *net.blobs[layer.spec.bottom[0]].shape[1:], device=device)
+            passes[form] = partial(F.conv2d, x.contiguous(memory_format=memory_format),
+                                   weight.contiguous(memory_format=memory_format), bias[0] if bias else None,
+                                   layer.window.stride, layer.window.pad)
+        small = slimmed.layer_dict[layer.name]
+        weight, *bias = (blob.tensor.detach() for blob in small.blobs)
+        made = gathered(weight, bias[0] if bias else None, small.window.stride, (*small.window.pad, *small.window.pad))
+        x = torch.randn(batch, *slimmed.blobs[small.spec.bottom[0]].shape[1:], device=device)
+        passes["after"] = partial(made.to(device), x)
+        with torch.inference_mode():
+            times = fastest(passes, device, seconds=seconds / len(layers), rounds=4, clock=clock)
+        dense += min(times["NCHW"], times["NHWC"])
+        after += times["after"]
+    return dense, after
 
 
 def exported(net: Net, slimmed: Net, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], Any]]:
