@@ -16,24 +16,19 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from caffe_compat import proto
-from caffe_compat.convert import Options, to_torch
-from caffe_compat.convert.graph import Graph
-from caffe_compat.convert.passes import passes_for
-from caffe_compat.convert.torch_target import to_module
 from caffe_compat.memory import keep_freed_memory
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
 from increg.budget import CONV, MATRIX, Rule, budget, layer_budgets
 from increg.slim import check_same, slim
 from increg.slim.check import random_inputs
-from increg.slim.export import gather
+from increg.slim.export import forward_passes
 from increg.slim.gathered import gathered
 from increg.slim.latency import fastest, running
 
@@ -108,7 +103,7 @@ def measure(name: str, case: str, batches: list[int], seconds: float, device: to
             show(f"{case}, convs alone", CONV, batch, *convolutions(net, result, batch, seconds, device, clock))
         if case.startswith("col"):
             shape = (batch, *net.blobs[net.inputs[0]].shape[1:])
-            passes = exported(net, result, shape, device)
+            passes = forward_passes(net, result, shape, device)
         else:
             passes = {"before": running(document, net, batch, device), "after": running(smaller, result, batch, device)}
         times = fastest(passes, device, seconds=seconds, clock=clock)
@@ -165,23 +160,6 @@ def convolutions(net: Net, slimmed: Net, batch: int, seconds: float, device: tor
         dense += min(times["NCHW"], times["NHWC"])
         after += times["after"]
     return dense, after
-
-
-def exported(net: Net, slimmed: Net, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Forward passes of the exports: "after" with gathered convolutions, the others dense, in both memory formats."""
-    options = Options(inference=True)
-    dense = to_torch(net, options=options).to(device)
-    after = to_module(Graph.of(slimmed).run([*passes_for(options), gather])).to(device)
-    wide = to_torch(net, options=options).to(device, memory_format=torch.channels_last)
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
-
-    def run(model: torch.nn.Module, x: Tensor) -> Callable[[], Any]:
-        def forward() -> Any:
-            with torch.inference_mode():
-                return model(x)
-        return forward
-
-    return {"NCHW": run(dense, x), "NHWC": run(wide, x.to(memory_format=torch.channels_last)), "after": run(after, x)}
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from caffe_compat.tools.show import table
 
 from ..budget import MATRIX, budget, layer_budgets
 from .check import check_same, random_inputs, slim
-from .export import export
+from .export import export, forward_passes
 from .latency import fastest, running
 from .plan import Plan
 from .rewrite import rewrite
@@ -76,8 +76,10 @@ def run(args: argparse.Namespace) -> None:
         path = Path(args.out) / ("torch" if target == "torch" else f"{Path(args.net).stem}.onnx")
         worst = max(each.relative for each in export(result, smaller, target, path).differences)
         print(f"{path}: written, and differs by {worst:.1e} of a blob's standard deviation at most")
-    if net.inputs:
+    if net.inputs and found.smaller:
         show_latency(batches, device_of(args.gpu), (document, net), (smaller, result), theory)
+    if len(net.inputs) == 1 and "torch" in args.to:
+        show_exports(batches, device_of(args.gpu), net, result, before.operations / after.operations_left)
     print("written: " + ", ".join(map(str, outputs)))
 
 
@@ -125,6 +127,9 @@ def _what(net: Net) -> str:
 
 def show(found: Plan) -> None:
     """A line a layer that became smaller, and what stayed although it is zero."""
+    if not found.smaller:
+        print("no row, input or kernel border goes; only scattered weights are zero")
+        return
     table(["layer", "rows", "inputs", "kernel", "notes"], [
         [edit.name, *(f"{a} -> {b}" if a != b else f"{a}" for a, b in (edit.rows, edit.inputs)), *_kernel(edit)]
         for edit in found.smaller])
@@ -156,9 +161,22 @@ def show_latency(batches: Sequence[int], gpu: torch.device | None, before: tuple
         for batch in batches:
             passes = {name: running(*each, batch, device) for name, each in (("before", before), ("after", after))}
             times = fastest(passes, device)
-            speedup = times["before"] / times["after"]
-            print(f"{device}, batch {batch}: {1e3 * times['before']:.2f} ms -> {1e3 * times['after']:.2f} ms, {speedup:.2f}x "
-                  f"faster, {100 * speedup / theory:.0f} % of {theory:.2f}x")
+            print(_compared(f"{device}, batch {batch}", times["before"], times["after"], theory))
+
+
+def show_exports(batches: Sequence[int], gpu: torch.device | None, net: Net, slimmed: Net, theory: float) -> None:
+    """Times the exports to PyTorch side by side: the dense one in the memory format that is faster, and the gathered one."""
+    for device in [torch.device("cpu"), *([gpu] if gpu else [])]:
+        for batch in batches:
+            shape = (batch, *net.blobs[net.inputs[0]].shape[1:])
+            times = fastest(forward_passes(net, slimmed, shape, device), device)
+            print(_compared(f"PyTorch, {device}, batch {batch}", min(times["NCHW"], times["NHWC"]), times["after"], theory))
+
+
+def _compared(what: str, before: float, after: float, theory: float) -> str:
+    speedup = before / after
+    return (f"{what}: {1e3 * before:.2f} ms -> {1e3 * after:.2f} ms, {speedup:.2f}x faster, {100 * speedup / theory:.0f} % of "
+            f"{theory:.2f}x")
 
 
 def _batches(text: str) -> list[int]:

@@ -7,10 +7,12 @@ into Caffe's files, which `increg slim` writes beside it.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from caffe_compat.convert import (
     Options,
@@ -18,9 +20,11 @@ from caffe_compat.convert import (
     convert,
     onnx_target,  # noqa: F401  (it registers the emitters of all layer types)
 )
-from caffe_compat.convert.graph import Graph, Node
+from caffe_compat.convert.graph import Graph, Node, Pass
 from caffe_compat.convert.onnx_writer import ONNX, Writer
+from caffe_compat.convert.passes import passes_for
 from caffe_compat.convert.torch_module import TORCH, Module
+from caffe_compat.convert.torch_target import to_module
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
 
@@ -34,6 +38,25 @@ WORTH = 0.5
 def export(net: Net, document: Document, target: str, out: Path) -> Report:
     """Writes a net with its weights as `target` ("torch" or "onnx"), checked blob by blob; see `convert`."""
     return convert(document, net.to_document(), target, out, options=Options(inference=True, passes=(gather,)))
+
+
+def forward_passes(net: Net, slimmed: Net, shape: tuple[int, ...], device: torch.device) -> dict[str, Callable[[], object]]:
+    """Passes of the PyTorch exports on a random image: "after" of `slimmed`, with gathered convolutions, and of `net`, dense,
+    in both memory formats ("NCHW" and "NHWC")."""
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(device)
+
+    def run(model: nn.Module, memory_format: torch.memory_format = torch.contiguous_format) -> Callable[[], object]:
+        model, images = (each.to(device, memory_format=memory_format) for each in (model, x))
+
+        def forward() -> object:
+            with torch.inference_mode():
+                return model(images)
+        return forward
+
+    def module(net: Net, *more: Pass) -> nn.Module:
+        return to_module(Graph.of(net).run([*passes_for(Options(inference=True)), *more]))
+
+    return {"NCHW": run(module(net)), "NHWC": run(module(net), torch.channels_last), "after": run(module(slimmed, gather))}
 
 
 def gather(graph: Graph) -> None:

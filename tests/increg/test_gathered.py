@@ -115,9 +115,11 @@ def test_which_layers_are_gathered(files: Net) -> None:
 def test_exports(files: Net, capsys: pytest.CaptureFixture[str]) -> None:
     """Both compute what the net does."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    words = ["--out", "small", "--batches", "0", "--to", "torch", "--to", "onnx"]
+    words = ["--out", "small", "--batches", "2", "--to", "torch", "--to", "onnx"]
     assert main(["slim", "net.prototxt", "pruned.caffemodel", *words]) == 0
-    assert capsys.readouterr().out.count("written, and differs") == 2
+    said = capsys.readouterr().out
+    assert said.count("written, and differs") == 2
+    assert "PyTorch, cpu, batch 2: " in said
     expected = files.forward()["f"]
     exported = load_module("small/torch")
     assert sum(type(part).__name__ == "GatheredConv2d" for part in exported.modules()) == 2
