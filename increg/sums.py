@@ -1,6 +1,6 @@
 """Sums of |w| and w^2 over the rows or the columns of a weight matrix.
 
-Sums over each row go through a large matrix in parts on a CPU, parts that stay in its cache: half the time and less.
+They go through a large matrix in parts on a CPU, parts that stay in its cache: half the time and less.
 """
 
 from __future__ import annotations
@@ -31,20 +31,23 @@ def sum_of_rows(matrix: Tensor) -> Tensor:
     return torch.embedding_bag(matrix, *_all_rows(len(matrix), matrix.device))[0][0]
 
 
-def over_rows(matrix: Tensor, function: Function) -> Tensor:
-    """The sum of the rows of function(matrix), (columns,), added one after the other."""
-    return sum_of_rows(function(matrix))
+def over_rows(matrix: Tensor, function: Function, in_order: bool = False) -> Tensor:
+    """The sum of the rows of function(matrix), (columns,); with `in_order` added one after the other."""
+    if in_order or _at_once(matrix):
+        return sum_of_rows(function(matrix))
+    step = max(8, PART // matrix.shape[1])
+    part, ones, total = matrix.new_empty(step, matrix.shape[1]), matrix.new_ones(step), matrix.new_zeros(matrix.shape[1])
+    for rows in matrix.split(step):
+        function(rows, out=part[:len(rows)])
+        total.addmv_(part[:len(rows)].T, ones[:len(rows)])
+    return total
 
 
-def in_rows_in_order(matrix: Tensor, function: Function) -> Tensor:
-    """The sum of function(matrix) over each row, (rows,), added one column after the other."""
-    if _at_once(matrix):
-        return sum_of_rows(function(matrix).T.contiguous())
-    return torch.cat([sum_of_rows(function(rows.T.contiguous())) for rows in matrix.split(max(8, PART // matrix.shape[1]))])
-
-
-def in_rows(matrix: Tensor, function: Function) -> Tensor:
-    """The sum of function(matrix) over each row, (rows,), in any order."""
+def in_rows(matrix: Tensor, function: Function, in_order: bool = False) -> Tensor:
+    """The sum of function(matrix) over each row, (rows,); with `in_order` added one column after the other."""
+    if in_order:
+        parts = [matrix] if _at_once(matrix) else matrix.split(max(8, PART // matrix.shape[1]))
+        return torch.cat([sum_of_rows(function(rows.T.contiguous())) for rows in parts])
     if function is torch.square:
         return torch.linalg.vector_norm(matrix, dim=1).square_()
     if _at_once(matrix):

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from .groups import Layout, Masks
-from .sums import Function, in_rows, in_rows_in_order, over_rows
+from .sums import Function, in_rows, over_rows
 
 
 class Unit:
@@ -35,12 +34,9 @@ class Unit:
         """Why a layer with such a weight has no groups of this kind, None if it has."""
         return None
 
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        """Writes the L1 norm of each group to the vector `out`, added up in the reference's order."""
-        out.copy_(self.totals(layout, weight, torch.abs))
-
-    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
-        """The sum of |w| (function torch.abs) or w^2 (torch.square) over each group, (groups,)."""
+    def totals(self, layout: Layout, weight: Tensor, function: Function, in_order: bool = False) -> Tensor:
+        """The sum of |w| (function torch.abs) or w^2 (torch.square) over each group, (groups,). With `in_order` rows, columns
+        and positions are added up as the reference does it, weight after weight."""
         return self.sums(layout, function(weight))
 
     def sums(self, layout: Layout, values: Tensor) -> Tensor:
@@ -78,13 +74,10 @@ class Row(Unit):
     def size(self, layout: Layout) -> int:
         return layout.rows
 
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(in_rows_in_order(layout.matrix(weight), torch.abs))
-
-    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
-        if weight.dim() == 4 and not weight.is_contiguous():  # channels last: the rows as they are stored
+    def totals(self, layout: Layout, weight: Tensor, function: Function, in_order: bool = False) -> Tensor:
+        if weight.dim() == 4 and not (weight.is_contiguous() or in_order):  # channels last: the rows as they are stored
             return in_rows(weight.permute(0, 2, 3, 1).flatten(1), function)
-        return in_rows(layout.matrix(weight), function)
+        return in_rows(layout.matrix(weight), function, in_order)
 
     def sums(self, layout: Layout, values: Tensor) -> Tensor:
         axis = 1 if layout.transposed else 0
@@ -114,13 +107,11 @@ class Column(Unit):
     def size(self, layout: Layout) -> int:
         return layout.columns
 
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(self.totals(layout, weight, torch.abs))
-
-    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
+    def totals(self, layout: Layout, weight: Tensor, function: Function, in_order: bool = False) -> Tensor:
         if weight.dim() != 4 or weight.is_contiguous():
-            return over_rows(layout.matrix(weight), function)
-        stored = over_rows(weight.permute(0, 2, 3, 1).flatten(1), function)  # channels last: the rows as they are stored
+            return over_rows(layout.matrix(weight), function, in_order)
+        # channels last: the rows as they are stored
+        stored = over_rows(weight.permute(0, 2, 3, 1).flatten(1), function, in_order)
         return stored.view(-1, layout.channels).T.reshape(-1)
 
     def sums(self, layout: Layout, values: Tensor) -> Tensor:
@@ -150,11 +141,8 @@ class Position(Unit):
     def size(self, layout: Layout) -> int:
         return layout.positions
 
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(self.totals(layout, weight, torch.abs))
-
-    def totals(self, layout: Layout, weight: Tensor, function: Function) -> Tensor:
-        return over_rows(weight.reshape(-1, layout.positions), function)
+    def totals(self, layout: Layout, weight: Tensor, function: Function, in_order: bool = False) -> Tensor:
+        return over_rows(weight.reshape(-1, layout.positions), function, in_order)
 
     def refusal(self, layout: Layout) -> str | None:
         return None if len(layout.shape) == 4 else "it has no positions of kernels in two axes"

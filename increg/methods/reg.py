@@ -173,7 +173,8 @@ class Reg(PruneMethod):
             return
         table, unit, ceiling = self.table, self.unit, self.pruner.ceiling
         for layer in self._active:
-            unit.norms(layer.layout, layer.weight.tensor, out=table.row(table.norms, layer.table_index))
+            norms = unit.totals(layer.layout, layer.weight.tensor, torch.abs, in_order=self.config.as_reference)
+            table.row(table.norms, layer.table_index).copy_(norms)
         for tie in self.pruner.ties:  # the same norms from the start make the same ranks, punishments and ends
             rows = [table.row(table.norms, layer.table_index) for layer in tie]
             mean = torch.stack(rows).mean(0)

@@ -53,9 +53,10 @@ def test_norms_spread_and_masks(unit: Row | Column | Position, name: str) -> Non
     members = {"Row": lambda i: (i, slice(None)), "Column": lambda i: (slice(None), i),
                "Position": lambda i: (slice(None), slice(i, None, layout.positions))}[type(unit).__name__]
     size = unit.size(layout)
-    norms = torch.empty(size)
-    unit.norms(layout, weight, norms)
-    np.testing.assert_allclose(norms.numpy(), [np.abs(matrix[members(i)]).sum() for i in range(size)], rtol=1e-6)
+    expected = [np.abs(matrix[members(i)]).sum() for i in range(size)]
+    for in_order in (True, False):
+        norms = unit.totals(layout, weight, torch.abs, in_order)
+        np.testing.assert_allclose(norms.numpy(), expected, rtol=1e-6)
 
     values = torch.arange(1.0, size + 1)
     spread = as_matrix(name, unit.spread(layout, values, weight).expand(layout.shape))
@@ -129,13 +130,13 @@ def test_sums_of_a_large_weight_are_those_of_its_parts(word: str) -> None:
     """A weight that does not fit the cache is gone through in parts; the reference's order makes the same float32 values."""
     unit, layout = UNITS[word], Layout((300, 70, 3, 3))
     weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(0))
-    out = torch.empty(unit.size(layout))
-    unit.norms(layout, weight, out)
+    out = unit.totals(layout, weight, torch.abs, in_order=True)
     matrix = weight.abs().flatten(1)
     if word == "Row":
         assert torch.equal(out[[0, 150, 299]], one_by_one(matrix[[0, 150, 299]].T))
     if word == "Col":
         assert torch.equal(out, one_by_one(matrix))
+    np.testing.assert_allclose(unit.totals(layout, weight, torch.abs).numpy(), out.numpy(), rtol=1e-5)
     last = weight.to(memory_format=torch.channels_last)
     np.testing.assert_allclose(unit.totals(layout, last, torch.abs).numpy(), out.numpy(), rtol=1e-5)
 
