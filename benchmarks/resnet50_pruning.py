@@ -26,8 +26,9 @@ NET = Path(__file__).parents[1] / "prototxt" / "resnet50_pruning" / "deploy.prot
 #: The settings of the reference's ImageNet experiments, their passes an iteration aside.
 SOLVER = '''
 base_lr: 0.0005 lr_policy: "fixed" momentum: 0.9 weight_decay: 0.00025 max_iter: 1000000 random_seed: 1
-AA: 0.00025 target_reg: 2.5 acc_borderline: -1 losseval_interval: 20000
+acc_borderline: -1 losseval_interval: 20000
 '''
+REG = "AA: 0.00025 target_reg: 2.5"
 ENDS = '''
 layer {
   name: "data" type: "DummyData" top: "data" top: "label"
@@ -49,7 +50,8 @@ def main() -> None:
     keep_freed_memory()  # as the commands do
     torch.set_num_threads(args.threads)
     device = torch.device("cpu" if args.gpu is None else f"cuda:{args.gpu}")
-    solvers = {"training": _solver(device, args.batch, "None"), "pruning": _solver(device, args.batch, "Reg_Col")}
+    solvers = {"training": make_solver(device, args.batch, "None"),
+               "pruning": make_solver(device, args.batch, "Reg_Col", REG)}
     clock = None
     with tempfile.TemporaryDirectory() as folder, chdir(folder):  # for the snapshot that pruning starts with
         if device.type == "cuda":
@@ -62,9 +64,9 @@ def main() -> None:
     show_share(seconds["training"], seconds["pruning"], clock)
 
 
-def _solver(device: torch.device, batch: int, method: str) -> Solver:
+def make_solver(device: torch.device, batch: int, method: str, settings: str = "", ratio: float = 0.9) -> Solver:
     """A solver of the pruning experiments' ResNet-50, whose BatchNorm layers have fixed statistics."""
-    solver = proto.parse_text(SOLVER, "SolverParameter", dialect=proto.INCREG)
+    solver = proto.parse_text(SOLVER + settings, "SolverParameter", dialect=proto.INCREG)
     solver.message.prune_method = method
     data, loss = proto.parse_text(ENDS % (batch, batch), "NetParameter", dialect=proto.INCREG).message.layer
     net = solver.message.net_param
@@ -74,7 +76,8 @@ def _solver(device: torch.device, batch: int, method: str) -> Solver:
     for layer in net.layer:
         if layer.type == "Convolution":
             layer.convolution_param.weight_filler.type = "msra"
-            layer.prune_param.prune_ratio = 0.9
+            if not (method.startswith("RegSpa") and layer.convolution_param.kernel_size[0] == 1):
+                layer.prune_param.prune_ratio = ratio
             # Rows that are added to others' do not follow pruned columns, as in the reference's net.
             layer.prune_param.IF_update_row_col = not layer.name.endswith(("conv1", "branch1", "branch2c"))
     built = create_solver(solver, device=device, keep_blobs=False)

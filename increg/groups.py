@@ -1,14 +1,16 @@
-"""Weight groups: rows, columns and kernel positions of a weight, as tensor operations that fit any memory format.
+"""Weight groups: rows, columns, channels, kernel positions and single weights, as tensor operations that fit any memory
+format.
 
 A weight is seen as a matrix of rows (the filters of a Convolution, the outputs of an InnerProduct) by columns (one
-kernel position of one input channel, one input). A `Unit` says which of its groups a method prunes; `Masks` say what is
-pruned in a layer: whole rows, and columns within each group of a grouped convolution.
+kernel position of one input channel, one input). A `Unit` says which of its groups a method prunes (`units.py` has
+them); `Masks` say what is pruned in a layer: whole rows, columns within each group of a grouped convolution, and single
+weights.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 
 import torch
@@ -70,10 +72,13 @@ class Layout:
 
 class Masks:
     """What is pruned in one layer: `rows` (rows,) and `columns` (group, columns), bool tensors, True for pruned, and how
-    many: `num_rows`, and `num_columns`, in which a column of one group counts 1 / group, as in the reference."""
+    many: `num_rows`, and `num_columns`, in which a column of one group counts 1 / group, as in the reference. `weights`
+    is None, or of the weight's shape where single weights are pruned, `num_weights` of them."""
 
     def __init__(self, layout: Layout, device: torch.device | str = "cpu") -> None:
         self.layout = layout
+        self.weights: Tensor | None = None
+        self.num_weights = 0
         self.set(torch.zeros(layout.rows, dtype=torch.bool, device=device),
                  torch.zeros(layout.group, layout.columns, dtype=torch.bool, device=device), (0, 0.0))
 
@@ -101,6 +106,12 @@ class Masks:
         counts = None if count is None or self.layout.group > 1 else (self.num_rows, self.num_columns + count)
         self.set(self.rows, self.columns | columns, counts)
 
+    def add_weights(self, weights: Tensor, count: int | None = None) -> None:
+        """Marks more single weights, bool of the weight's shape, as pruned, `count` of them new if that is known."""
+        self.weights = weights if self.weights is None else self.weights | weights
+        self.num_weights = int(self.weights.sum()) if count is None else self.num_weights + count
+        self._factors = None
+
     def apply(self, tensor: Tensor) -> None:
         """Zeroes what is pruned in `tensor`, which is shaped as the weight, in place."""
         if self._factors is None:
@@ -119,130 +130,13 @@ class Masks:
                            else layout.along_columns(kept, like))
         if self.num_rows:
             factors.append(layout.along_rows((~self.rows).to(like.dtype)))
+        if self.weights is not None:
+            factors.append((~self.weights).to(like.dtype))
         return factors
 
-
-class Unit:
-    """Which groups of a weight a method prunes. A vector holds one value a group, in Caffe's order of the weights."""
-
-    def size(self, layout: Layout) -> int:
-        """The number of groups."""
-        raise NotImplementedError
-
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        """Writes the L1 norm of each group to the vector `out`."""
-        raise NotImplementedError
-
-    def spread(self, layout: Layout, values: Tensor, like: Tensor) -> Tensor:
-        """A vector, shaped to broadcast against the weight `like`."""
-        raise NotImplementedError
-
-    def pruned(self, masks: Masks) -> Tensor:
-        """Which groups are pruned, bool."""
-        raise NotImplementedError
-
-    def prune(self, masks: Masks, groups: Tensor, count: int | None = None) -> None:
-        """Marks the groups of a bool vector as pruned, `count` of them new if that is known."""
-        raise NotImplementedError
-
-    def num_pruned(self, layout: Layout, rows: int, columns: float) -> int:
-        """How many groups are pruned, by the counts of rows and columns; whole groups only."""
-        raise NotImplementedError
-
-    def slot(self, layout: Layout, matrix: Tensor) -> Tensor:
-        """The part of a (rows, columns) matrix that stands for the groups in SolverState.history_score; a view."""
-        raise NotImplementedError
-
-
-class Row(Unit):
-    """Rows: whole filters."""
-
-    def size(self, layout: Layout) -> int:
-        return layout.rows
-
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(sum_of_rows(layout.matrix(weight).abs().T.contiguous())[0])
-
-    def spread(self, layout: Layout, values: Tensor, like: Tensor) -> Tensor:
-        return layout.along_rows(values)
-
-    def pruned(self, masks: Masks) -> Tensor:
-        return masks.rows
-
-    def prune(self, masks: Masks, groups: Tensor, count: int | None = None) -> None:
-        masks.add_rows(groups, count)
-
-    def num_pruned(self, layout: Layout, rows: int, columns: float) -> int:
-        return rows
-
-    def slot(self, layout: Layout, matrix: Tensor) -> Tensor:
-        return matrix[:, 0]
-
-
-class Column(Unit):
-    """Columns, over all rows; those of a grouped convolution over all its groups."""
-
-    def size(self, layout: Layout) -> int:
-        return layout.columns
-
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        if weight.dim() != 4 or weight.is_contiguous():
-            out.copy_(sum_of_rows(layout.matrix(weight).abs())[0])
-        else:  # channels last: the rows as they are stored
-            norms = sum_of_rows(weight.abs().permute(0, 2, 3, 1).flatten(1))
-            out.view(layout.channels, -1).copy_(norms.view(-1, layout.channels).T)
-
-    def spread(self, layout: Layout, values: Tensor, like: Tensor) -> Tensor:
-        return layout.along_columns(values, like)
-
-    def pruned(self, masks: Masks) -> Tensor:
-        return masks.columns.all(0)
-
-    def prune(self, masks: Masks, groups: Tensor, count: int | None = None) -> None:
-        masks.add_columns(groups, count)
-
-    def num_pruned(self, layout: Layout, rows: int, columns: float) -> int:
-        return int(columns)
-
-    def slot(self, layout: Layout, matrix: Tensor) -> Tensor:
-        return matrix[0]
-
-
-class Position(Unit):
-    """Kernel positions, over all rows and input channels."""
-
-    def size(self, layout: Layout) -> int:
-        return layout.positions
-
-    def norms(self, layout: Layout, weight: Tensor, out: Tensor) -> None:
-        out.copy_(sum_of_rows(weight.abs().reshape(-1, layout.positions))[0])
-
-    def spread(self, layout: Layout, values: Tensor, like: Tensor) -> Tensor:
-        return values.reshape(1, 1, *layout.shape[2:])
-
-    def pruned(self, masks: Masks) -> Tensor:
-        return masks.columns.reshape(-1, masks.layout.positions).all(0)
-
-    def prune(self, masks: Masks, groups: Tensor, count: int | None = None) -> None:
-        channels = masks.layout.channels
-        masks.add_columns(groups.repeat(channels), None if count is None else count * channels)
-
-    def num_pruned(self, layout: Layout, rows: int, columns: float) -> int:
-        return int(columns / layout.channels)
-
-    def slot(self, layout: Layout, matrix: Tensor) -> Tensor:
-        return matrix[0, :layout.positions]
-
-
-@cache
-def _all_rows(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.arange(count, device=device), torch.zeros(1, dtype=torch.long, device=device)
-
-
-def sum_of_rows(matrix: Tensor) -> Tensor:
-    """The sum of the rows of a contiguous matrix, as a matrix of one row.
-
-    They are added one after the other, as the reference adds norms. `torch.sum` adds in another order, which changes the
-    ranks of nearly equal groups; this operation does not, and is as fast.
-    """
-    return torch.embedding_bag(matrix, *_all_rows(len(matrix), matrix.device))[0]
+    def zeros(self) -> Tensor:
+        """bool of the weight's shape: all weights that are pruned, by whatever mask."""
+        layout = self.layout
+        columns = self.columns.repeat_interleave(layout.rows // layout.group, 0)
+        pruned = layout.weight(columns | self.rows[:, None])
+        return pruned if self.weights is None else pruned | self.weights

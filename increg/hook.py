@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_compat.errors import SolverError
+from caffe_compat.errors import SolverError, WeightError
 from caffe_compat.layers.base import Layer
 from caffe_compat.proto import Document
 from caffe_compat.solver.hooks import SolverHook
 from caffe_compat.solver.solver import Solver
 
-from . import coupling, state
+from . import coupling, overview, ratios, state
 from .budget import Budget
 from .config import PruneConfig
 from .prunable import find_layers
@@ -32,7 +32,7 @@ class PruneHook(SolverHook):
     """Prunes while `solver` trains. `layers` is what it knows of each layer, `stages.now` of the schedule.
 
     In an iteration, in the order of the solver's events: masks on weights, masks on diffs, punishment (after weight
-    decay, before momentum), schedule.
+    decay, before momentum), schedule. The method has its say at each of them while the schedule is in its state `prune`.
     """
 
     name = "increg"
@@ -40,16 +40,19 @@ class PruneHook(SolverHook):
     def __init__(self, solver: Solver, config: PruneConfig) -> None:
         self.solver = solver
         self.config = config
-        self.layers: list[LayerState] = find_layers(solver.net, config, solver.param.weight_decay)
+        self.layers: list[LayerState] = find_layers(solver.net, solver.param.weight_decay)
         links = (coupling.as_reference(self.layers, solver.device) if config.as_reference
                  else coupling.from_net(solver.net, self.layers, solver.device))
-        self.pruner = Pruner(self.layers, config, links, solver.device)
+        ties = ratios.settle(self.layers, config, links)
+        self.pruner = Pruner(self.layers, config, links, solver.device, solver.net, ties)
+        self.method = self.pruner.method
         self.stages = Stages(config, self.layers, self)
         self._check_tests()
         self._loaded = ""
         self._marks: dict[str, Tensor] = {}
         self._last_snapshot = ""
         self._stale_budget = False
+        self._begun = False
         solver.set_pass_multiplier(config.passes["prune"])
 
     def _check_tests(self) -> None:
@@ -62,39 +65,83 @@ class PruneHook(SolverHook):
     # -- the solver's events --------------------------------------------------------------------------------------------
 
     def on_train_begin(self, solver: Solver) -> None:
-        """Snapshots what pruning starts from."""
+        """Says what was understood, and snapshots what pruning starts from."""
         for layer in self.layers:
             layer.update_ratios()
+        for line in overview.lines(self.pruner):
+            say(line)
         self.stages.begin()
+        self._begin_method()
+        self._hold_method_rate()
+
+    def _begin_method(self) -> None:
+        if self._pruning and not self._begun:
+            self._begun = True
+            with torch.no_grad():
+                self.method.begin()
 
     def on_start(self, solver: Solver) -> None:
         """Neighbours follow, finished layers are found, weights are masked."""
-        step = solver.iter + 1
-        if self.pruner.take_stock(self.stages.now.state == "prune", lambda layer: self.stages.check_layer(layer, step)):
-            self._stale_budget = True
+        self._begin_method()
+        if self._pruning:
+            with torch.no_grad():
+                self.method.before_forward(solver.iter)
+        solver.set_weight_decay(self.method.weight_decay if self._pruning else None)
+        self._take_stock()
         self.pruner.mask_weights()
+
+    def _take_stock(self) -> None:
+        step = self.solver.iter + 1
+        if self.pruner.take_stock(self._pruning, lambda layer: self.stages.check_layer(layer, step)):
+            self._stale_budget = True
 
     def on_gradients_ready(self, solver: Solver) -> None:
         """Diffs are masked."""
+        if self._pruning:
+            with torch.no_grad():
+                self.method.gradients_ready(solver.iter)
         self.pruner.mask_diffs()
 
     def on_regularize(self, solver: Solver) -> None:
         """Groups are punished and pruned, momentum is masked."""
-        self.pruner.regularize(solver.iter + 1, self.stages.now.ceiling, solver.history)
+        self.pruner.regularize(solver.iter, self.stages.now.ceiling, solver.history, self._pruning)
 
     def on_updated(self, solver: Solver) -> None:
-        """The schedule moves on; the learning rate of the first update is held."""
+        """The schedule moves on; the learning rate of the first update is held by some methods."""
         now = self.stages.now
-        if not now.rate:
+        if not now.rate and self.method.holds_rate:
             self.set_rate(np.float32(solver.rate))
             now.rate = solver.rate
         before = now.state, now.stage
+        if self._pruning:
+            with torch.no_grad():
+                self.method.updated(solver.iter)
+            if self.pruner.settled:
+                self._take_stock()
         self.stages.after_update()
+        if before[0] == "prune" != now.state:
+            self._leave_pruning()
         if self._stale_budget:
             self.stages.update_budget()
             self._stale_budget = False
         if (now.state, now.stage) != before:
             self.pruner.changed = True
+
+    @property
+    def _pruning(self) -> bool:
+        """Whether the method has its say."""
+        return self.stages.now.state == "prune" and not self.pruner.settled
+
+    def _hold_method_rate(self) -> None:
+        if self.stages.now.state == "prune" and self.method.rate is not None:
+            self.set_rate(np.float32(self.method.rate))
+
+    def _leave_pruning(self) -> None:
+        if self.method.rate is not None:
+            self.set_rate(np.float32(self.stages.now.rate))
+        if self.method.fresh_momentum:
+            for history in self.solver.history:
+                torch._foreach_zero_(history)
 
     def on_snapshot(self, solver: Solver) -> None:
         """Of the regular snapshots only the newest is kept."""
@@ -117,14 +164,25 @@ class PruneHook(SolverHook):
         now, message = self.stages.now, document.message
         message.prune_state, message.prune_stage = now.state, now.stage
         message.stage_iter_prune_finished, message.last_feasible_prune_iter = now.finished_iter, now.feasible_iter
-        state.write(document, self.layers, solver.learnable, self.pruner.table, self.pruner.unit)
+        state.write_ratios(document, self.layers)
+        self.method.write_fields(document, solver.learnable)
         extra[self.name] = json.dumps({
-            "stages": now.to_json(), "layers": {layer.name: state.to_extra(layer) for layer in self.layers}}).encode()
+            "method": self.config.name, "begun": self._begun, "stages": now.to_json(),
+            "layers": {layer.name: state.to_extra(layer) for layer in self.layers}}).encode()
+        if values := self.method.state():
+            extra[f"{self.name}.method"] = state.pack_values(values)
 
     def load_state(self, solver: Solver, document: Document, extra: dict[str, bytes]) -> None:
         """Takes everything back; in a roll-back (`restore`) only what belongs to the weights, not the schedule."""
-        self._marks = state.read(document, self.layers, len(solver.learnable), self.pruner.table, self.pruner.unit)
         own = json.loads(extra[self.name]) if self.name in extra else None
+        self._check_origin(document, own)
+        marks = self.method.read_fields(document, len(solver.learnable))
+        if marks is None and own is None:
+            raise WeightError(f"{document.path}: tells nothing of {self.config.name}, by which this solver prunes. A state "
+                              "that was not written while pruning so cannot be resumed; start from its .caffemodel instead "
+                              "(--weights)")
+        state.check_ratios(document, self.layers)
+        self._marks = marks or {}
         exact = own and not (self._loaded == "roll back" and self.config.as_reference)
         if exact:
             for layer in self.layers:
@@ -135,18 +193,27 @@ class PruneHook(SolverHook):
         self._loaded = "exactly" if exact else "fields"
         state.read_ratios(document, self.layers)
         if own:
+            self._begun = own.get("begun", True)
             self.stages.now = StageState.from_json(own["stages"])
             for layer in self.layers:
-                layer.finished = own["layers"][layer.name]["finished"]
+                kept = own["layers"][layer.name]
+                layer.finished, layer.settled = kept["finished"], kept.get("settled", False)
+            self.method.load_state(state.unpack_values(extra[f"{self.name}.method"]) if f"{self.name}.method" in extra else {})
         else:
             self.stages.load_fields(document.message, document.path)
+
+    def _check_origin(self, document: Document, own: dict[str, Any] | None) -> None:
+        before = (own or {}).get("method", self.config.name)
+        if before != self.config.name:
+            raise WeightError(f"{document.path}: was written while pruning by {before}, and this solver prunes by "
+                              f"{self.config.name}; start from its .caffemodel instead (--weights)")
 
     @torch.no_grad()
     def on_weights_loaded(self, solver: Solver) -> None:
         """Works out what is pruned from the weights, unless a snapshot of ours has told it."""
         how, self._loaded = self._loaded, ""
         for layer in self.layers:
-            if not how.endswith("exactly"):
+            if not how.endswith("exactly") and self.method.zeros_are_pruned:
                 state.restore_masks(layer, self.pruner.unit, self._marks.get(layer.name))
             layer.update_ratios()
             if how != "exactly":
@@ -154,6 +221,7 @@ class PruneHook(SolverHook):
         self._marks = {}
         if how in ("fields", "exactly"):
             self.stages.resume(exactly=how == "exactly")
+            self._hold_method_rate()
         if how in ("fields", ""):
             self.stages.update_budget()
         self._stale_budget = how.startswith("roll back")
@@ -165,6 +233,11 @@ class PruneHook(SolverHook):
     def iter(self) -> int:
         """The number of the iteration, from 0."""
         return self.solver.iter
+
+    @property
+    def rate(self) -> float:
+        """The learning rate that lr_policy gives."""
+        return float(self.solver.learning_rate())
 
     def accuracies(self) -> list[np.float32] | None:
         """The accuracies of the last test net."""
@@ -207,6 +280,10 @@ class PruneHook(SolverHook):
         """See `Pruner.clear_left_over`."""
         return self.pruner.clear_left_over(layer, float(ceiling))
 
+    def numbers(self, layer: LayerState) -> dict[str, Tensor]:
+        """See `PruneMethod.numbers`."""
+        return self.method.numbers(layer)
+
     def budget(self) -> Budget:
         """See `Pruner.budget`."""
         return self.pruner.budget()
@@ -218,7 +295,8 @@ class PruneHook(SolverHook):
             rows, columns, layout = int(layer.num_rows), int(layer.num_columns), layer.layout
             shape = state.format_shape(layout.shape)
             say(f"[app]    {layer.name}, shape = {shape} | num_col = {layout.columns}, num_pruned_col = {columns} "
-                f"({columns / layout.columns:f}) | num_row = {layout.rows}, num_pruned_row = {rows} ({rows / layout.rows:f})")
+                f"({columns / layout.columns:f}) | num_row = {layout.rows}, num_pruned_row = {rows} ({rows / layout.rows:f})"
+                + (f" | num_pruned_weight = {layer.masks.num_weights}" if layer.masks.weights is not None else ""))
 
     def stop(self) -> None:
         """Ends training."""

@@ -10,7 +10,6 @@ from caffe_compat.errors import SolverError
 from caffe_compat.layers.base import Layer
 from caffe_compat.net import Net
 
-from .config import PruneConfig
 from .groups import Layout, Masks
 from .state import LayerState
 
@@ -18,12 +17,12 @@ TYPES = "Convolution", "InnerProduct"
 _f = np.float32
 
 
-def find_layers(net: Net, config: PruneConfig, weight_decay: float) -> list[LayerState]:
-    """A `LayerState` for each layer that takes part. Raises `SolverError` for a prune_ratio that cannot be followed."""
+def find_layers(net: Net, weight_decay: float) -> list[LayerState]:
+    """A `LayerState` for each layer that takes part, with the ratios of the net's prune_param (`ratios.settle` does the
+    rest). Raises `SolverError` for a prune_ratio that cannot be followed."""
     owners = {id(parameter.blob): i for i, parameter in enumerate(net.learnable)}
     users = [layer.blobs[0].tensor.data_ptr() for layer in net.layers if layer.blobs]
     states: list[LayerState] = []
-    tables = 0
     for layer in net.layers:
         param = getattr(layer.spec, "prune_param", None)
         ratio = _f(param.prune_ratio if param else 0)
@@ -42,15 +41,8 @@ def find_layers(net: Net, config: PruneConfig, weight_decay: float) -> list[Laye
             layout=layout, outputs=prod(top[2:]) if layer.type == "Convolution" else 1, ratio=ratio,
             ratio_step=_f(param.prune_ratio_step if param else 0), update=param.IF_update_row_col if param else True,
             decays=bool(weight_decay * net.learnable[owner].decay_mult), shared=users.count(weight.tensor.data_ptr()) > 1,
-            masks=Masks(layout, net.device))
-        if ratio > 0:
-            _check(state, config)
-            state.table_index, tables = tables, tables + 1
+            explicit=bool(param and param.HasField("prune_ratio")), masks=Masks(layout, net.device))
         states.append(state)
-    if not tables:
-        names = ", ".join(state.name for state in states) or "none"
-        raise SolverError(f"{config.where}: prune_method is {config.method.name}, but no layer of the net has a prune_ratio. "
-                          f"Give prune_param {{ prune_ratio: 0.5 }} to some of these layers: {names}")
     return states
 
 
@@ -65,17 +57,3 @@ def _refusal(layer: Layer) -> str:
     if layer.type not in TYPES:
         return f"layers of type {layer.type} are not pruned, only {' and '.join(TYPES)}"
     return "this layer uses the weights of another one, which is the one to prune"
-
-
-def _check(layer: LayerState, config: PruneConfig) -> None:
-    """Raises `SolverError` if a layer cannot be pruned as its PruneParameter asks."""
-    if config.method.rectangle and len(layer.layout.shape) != 4:
-        raise SolverError(f"{layer.where}: {config.method.name} prunes positions of kernels in two axes, which this layer does "
-                          "not have; set its prune_ratio to 0")
-    groups = config.method.unit.size(layer.layout)
-    if np.ceil(_f(groups) * layer.ratio) >= groups:
-        raise SolverError(f"{layer.where}: {config.method.name} prunes groups of which this layer has {groups}, and "
-                          f"prune_ratio {layer.ratio:g} would leave none; set it lower, or to 0")
-    if config.staged and not layer.ratio_step > 0:
-        raise SolverError(f"{layer.where}: prune_ratio_step is {layer.ratio_step:g}, but with acc_borderline "
-                          f"{config.acc_borderline:g} pruning goes on in stages; set it to the share that a stage may prune")

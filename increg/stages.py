@@ -56,7 +56,7 @@ class Stages:
         now = self.now
         if layer.finished is not None:
             return
-        by_itself = layer.compared_ratio(self.config.by_rows) >= layer.ratio_now
+        by_itself = self.config.method.reached(layer, self.config.by_rows)
         if not (by_itself or now.speedup_reached):
             return
         layer.finished = step - 1
@@ -109,6 +109,8 @@ class Stages:
         if state == "prune":
             self._unfinish()
         elif state == "retrain":
+            if not now.rate and self.config.retrain_test_interval:  # lr_policy was followed until now
+                self._set_rate(_f(self.trainer.rate))
             now.state_rate = now.rate
         elif state == "final_retrain":
             now.state_iter = self.trainer.iter
@@ -146,7 +148,8 @@ class Stages:
         self._app(f"Current pruning stage (stage = {now.stage}) finished. Go on training for a little while before checking "
                   f"accuracy. speedup: {budget.speedup:g}, iter: {now.finished_iter}{_clock()}")
         for layer in self._pruned():
-            self._app(f"   {layer.index} - pruned_ratio: {layer.pruned_ratio_column:g}")
+            ratio = layer.pruned_ratio if layer.settled else layer.pruned_ratio_column  # the latter in the reference
+            self._app(f"   {layer.index} - pruned_ratio: {ratio:g}")
         self._enter("losseval")
         for layer in self._pruned():
             left = self.trainer.clear_left_over(layer, _f(now.ceiling))
@@ -263,7 +266,7 @@ class Stages:
 
     def _check_final_aim(self) -> None:
         now = self.now
-        ratios_reached = all(layer.compared_ratio(self.config.by_rows) >= layer.ratio for layer in self.layers)
+        ratios_reached = all(layer.settled or layer.compared_ratio(self.config.by_rows) >= layer.ratio for layer in self.layers)
         if not (ratios_reached or now.speedup_reached):
             return
         self._app("")

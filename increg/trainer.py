@@ -16,6 +16,10 @@ class Trainer(Protocol):
     @property
     def iter(self) -> int: ...
 
+    @property
+    def rate(self) -> float:
+        """The learning rate that lr_policy gives at `iter`."""
+
     def accuracies(self) -> list[np.float32] | None:
         """Tests; one value for each output that is an accuracy, None if the test was broken off."""
 

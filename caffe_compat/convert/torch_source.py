@@ -16,7 +16,7 @@ from torch import nn
 from ..errors import NetError, did_you_mean
 from .graph import Graph, Node
 from .targets import emitter
-from .torch_module import TORCH, Module, refuse
+from .torch_module import TORCH, Module, refuse, short
 
 #: Names that an argument or a variable of `forward` cannot have, and those that a submodule cannot.
 _RESERVED = {*keyword.kwlist, "self"}
@@ -159,8 +159,15 @@ class _Forward:
             ((blob, variable),) = found.items()
             return [*written, f"return {variable}"], list(self.inputs.values()), [f"Returns {_plain(blob)}."]
         items = ", ".join(f"{quoted(blob)}: {variable}" for blob, variable in found.items())
-        names = ", ".join(map(_plain, found))
+        names = ", ".join(map(self._described, self.graph.outputs))
         return [*written, f"return {{{items}}}"], list(self.inputs.values()), [f"Returns a dict of {names}."]
+
+    def _described(self, value: str) -> str:
+        """An output's name for the docstring, with its weight in the loss if it has one of its own."""
+        node = self.graph.producer(value)
+        weights = list(node.layer.spec.loss_weight) if node else []
+        weight = weights[node.outputs.index(value)] if weights else 1
+        return _plain(self.graph.blob(value)) + (f" (weight {short(weight)} in the loss)" if weight not in (0, 1) else "")
 
     def _call(self, name: str, node: Node) -> str:
         made = self.model.modules[name]

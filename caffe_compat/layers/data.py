@@ -33,6 +33,8 @@ class ReadingLayer(Layer):
     dynamic = True
     #: How many batches are read ahead at least (DataParameter.prefetch).
     prefetch = 4
+    #: How many records or images there are to read; None if the layer cannot tell.
+    records: int | None = None
 
     @abstractmethod
     def open(self) -> Batches:
@@ -111,6 +113,7 @@ class Data(ReadingLayer):
         batch_size = self.batch_size()
         transformer = Transformer(self.spec.transform_param, self.training, self.where)
         database = open_database(param.source, proto.enum_name(param, "backend"), self.where)
+        self.records = database.count()
         items = DatumItems(Cursor(database), transformer.color, self.where)
         seed = draw_seed(self) if transformer.is_random else 0
         return ImageBatches(items, transformer, batch_size, len(self.spec.top) > 1, seed)

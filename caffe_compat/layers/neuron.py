@@ -199,10 +199,10 @@ class Dropout(Layer):
         ratio = self.param.dropout_ratio
         if not 0 <= ratio < 1:
             raise self.error(f"dropout_ratio is {ratio:g}; it is the part to drop, from 0 to below 1")
-        self._keep = 1 - ratio if self.training else 1.0
+        self._keep = 1 - ratio
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._keep == 1:
+        if not self.training or self._keep == 1:
             return x
         mask = torch.empty_like(x).bernoulli_(self._keep, generator=self.context.rng)
         return x * mask.mul_(1 / self._keep)

@@ -87,6 +87,7 @@ class Solver:
         #: Whether the snapshot last restored told where the data were.
         self.data_restored = False
         self._rate: float | None = None
+        self._weight_decay: float | None = None
         self._multiplier = 1
         self._begun = False
         self._losses: list[Tensor] = []
@@ -133,6 +134,10 @@ class Solver:
     def set_rate(self, rate: float | None) -> None:
         """Holds the learning rate at `rate` from the next update on; None gives it back to lr_policy."""
         self._rate = rate
+
+    def set_weight_decay(self, decay: float | None) -> None:
+        """Holds weight_decay at `decay` from the next update on; None gives it back to the settings."""
+        self._weight_decay = decay
 
     def set_pass_multiplier(self, multiplier: int) -> None:
         """Runs `multiplier * iter_size` passes an iteration from the next one on. The diffs of all passes are summed and
@@ -287,7 +292,8 @@ class Solver:
                              self._decay(group) if self._folds_decay else 0.0, self.iter)
 
     def _decay(self, group: _Group) -> float:
-        return float(np.float32(self.param.weight_decay) * np.float32(group.decay_mult))
+        decay = self.param.weight_decay if self._weight_decay is None else self._weight_decay
+        return float(np.float32(decay) * np.float32(group.decay_mult))
 
     def learning_rate(self) -> np.float32:
         """What lr_policy gives at the current iteration."""

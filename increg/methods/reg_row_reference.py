@@ -1,4 +1,4 @@
-"""`Reg_Row` with the reference's defect, for comparing with it; `RegRow` is the sound one.
+"""`Reg_Row` with the reference's defect, for comparing with it; `Reg` is the sound one.
 
 The reference keeps scores in a blob of the weight's shape, and a row's at its first element. When it prunes row r it
 writes the row's score to element r instead, and reads the punishment there. So a pruned row keeps its last mean rank:
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from ..groups import Layout
 from ..table import GroupTable
-from .reg import RegRow, mean_ranks, pruned_score
+from .reg import Reg, mean_ranks, pruned_score
 
 
-class RegRowAsReference(RegRow):
+class RegRowAsReference(Reg):
     """The reference's ranking of rows."""
 
     recounts = True

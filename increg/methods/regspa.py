@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
-from ..groups import Position
+from ..state import LayerState
+from ..units import UNITS
 from .base import METHODS
 from .reg import Reg
 
 
-@METHODS.add("RegSpa_Col")
-class RegSpaCol(Reg):
+@METHODS.add("RegSpa")
+class RegSpa(Reg):
     """Prunes kernel positions over all filters and channels; what a finished layer keeps becomes a rectangle, so that
-    its kernel is a smaller kernel."""
+    its kernel is a smaller kernel. (The reference's word for that unit is Col.)"""
 
-    name = "RegSpa_Col"
-    unit = Position()
+    units: ClassVar = {"Col": UNITS["Spatial"]}
     rectangle = True
 
+    def layer_finished(self, layer: LayerState) -> None:
+        """Replaces the kernel positions that the layer keeps by a rectangle. Those that come back start anew."""
+        if not (self.rectangle and layer.prunes):
+            return
+        before = self.unit.pruned(layer.masks)
+        after = ~nearest_rectangle(~before.reshape(layer.layout.shape[2:])).flatten()
+        self.pruner.replace_columns(layer, after.repeat(layer.layout.channels))
+        for tensor in (self.table.score, self.table.punish):
+            self.table.row(tensor, layer.table_index).masked_fill_(before & ~after, 0)
+        self.take_groups([layer])
 
-class RegSpaColAsReference(RegSpaCol):
+
+class RegSpaAsReference(RegSpa):
     """The reference as its recipes use it (prune_method Reg_Col, regularization_type RegSpa_Col): no rectangles."""
 
     rectangle = False

@@ -1,11 +1,13 @@
 """Whole nets in ONNX against what Caffe recorded (tests/golden/nets, MTCNN), and back to Caffe.
 
-The large nets are run when the environment variable ALL_NETS is set; they take minutes and 4 GB.
+The large nets are run when the environment variable CAFFE_COMPAT_ALL_NETS is set; they take minutes and 4 GB.
 """
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ from caffe_compat.convert.onnx_run import run_onnx  # noqa: E402
 from caffe_compat.convert.onnx_target import translate, write  # noqa: E402
 
 SMALL = ("cifar10_full", "cifar10_quick", "lenet", "squeezenet_v1.1")
-NETS = nets.RECORDED if os.environ.get("ALL_NETS") else SMALL
+NETS = nets.RECORDED if os.environ.get("CAFFE_COMPAT_ALL_NETS") else SMALL
 TOLERANCE = nets.TOLERANCE
 
 
@@ -229,3 +231,27 @@ def test_names(tmp_path: Path) -> None:
     nodes = {node.name: list(node.output) for node in onnx.load(tmp_path / "net.onnx").graph.node}
     assert nodes["relu_conv1"] == ["conv1"] and nodes["pool10"] == ["pool10"]
     assert set(nodes) >= {layer.name for layer in net.layers if layer.type not in ("Input", "Split")}
+
+
+@pytest.mark.skipif(not os.environ.get("CAFFE_COMPAT_ALL_NETS"), reason="large: set CAFFE_COMPAT_ALL_NETS to convert VGG-16")
+def test_memory_and_time_of_a_large_net(tmp_path: Path) -> None:
+    """VGG-16 by the command, the check included: below 2.5 times its size, and below 20 s of two cores."""
+    net = Net(Document(nets.DEPLOY.get("vgg16")(), proto.BVLC))
+    rng = np.random.default_rng(0)
+    for blobs in net.params.values():
+        for blob in blobs:
+            deviation = (2 / np.prod(blob.shape[1:])) ** 0.5 if len(blob.shape) > 1 else 0.1
+            blob.data[...] = rng.standard_normal(blob.shape, np.float32) * deviation
+    net.save(tmp_path / "vgg16.caffemodel")
+    size = 4 * sum(blob.count for blobs in net.params.values() for blob in blobs)
+    del net
+    files = [nets.PROTOTXT / "vgg16" / "deploy.prototxt", tmp_path / "vgg16.caffemodel"]
+    script = ("import resource, sys\nfrom caffe_compat.cli import main\nassert main(sys.argv[1:]) == 0\n"
+              "usage = resource.getrusage(resource.RUSAGE_SELF)\n"
+              "print(usage.ru_maxrss * 1024, usage.ru_utime + usage.ru_stime)")
+    command = ["convert", *map(str, files), "--to", "onnx", "--out", str(tmp_path / "vgg16.onnx")]
+    result = subprocess.run([sys.executable, "-c", script, *command], capture_output=True, text=True, check=True,
+                            env={"PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "2"})
+    peak, seconds = map(float, result.stdout.splitlines()[-1].split())
+    assert peak < 2.5 * size, peak / size
+    assert seconds < 2 * 20, seconds

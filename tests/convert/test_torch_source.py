@@ -149,6 +149,9 @@ def test_trains_as_caffe_does() -> None:
         layer {{ name: "ip" type: "InnerProduct" bottom: "y" top: "ip"
                  inner_product_param {{ num_output: 3 weight_filler {{ type: "xavier" }} }} }}
         layer {{ name: "loss" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "loss" }}"""
+    aux = 'layer { name: "aux" type: "SoftmaxWithLoss" bottom: "ip" bottom: "label" top: "aux" loss_weight: 0.3 }'
+    source = Model(Graph.of(net_of(text + aux, "TRAIN"))).source("load")
+    assert "Returns a dict of aux (weight 0.3 in the loss), loss." in source
     net = net_of(text, "TRAIN")
     net.blobs["label"].data[...] = [0, 2]
     made = to_torch(net, options=Options(keep_losses=True))

@@ -6,7 +6,7 @@ import pytest
 from pruning import COMMON, Tiny, config
 
 from caffe_compat.errors import SolverError, UnknownType
-from increg.methods import RegCol, RegRow, RegRowAsReference, RegSpaCol, RegSpaColAsReference
+from increg.methods import Reg, RegRowAsReference, RegSpa, RegSpaAsReference, method_names
 
 METHOD = COMMON + 'prune_method: "Reg_Col" AA: 0.001 target_reg: 1 acc_borderline: -1 '
 
@@ -49,16 +49,16 @@ def test_unknown_method_lists_the_known() -> None:
         config(_with('prune_method: "Reg_Colum"'))
     assert 'prune_method "Reg_Colum"' in str(error.value)
     assert 'did you mean "Reg_Col"?' in str(error.value)
-    assert str(error.value).endswith("Known: RegSpa_Col, Reg_Col, Reg_Row")
+    assert str(error.value).endswith(f"Known: {', '.join(method_names())}")
 
 
 @pytest.mark.parametrize(("method", "regularization", "sound", "reference"), [
-    ("Reg_Col", "Reg_Col", RegCol, RegCol),
-    ("Reg_Col", "L2", RegCol, RegCol),
-    ("Reg_Col", "L1", RegCol, RegCol),
-    ("Reg_Row", "Reg_Row", RegRow, RegRowAsReference),
-    ("RegSpa_Col", "RegSpa_Col", RegSpaCol, RegSpaCol),
-    ("Reg_Col", "RegSpa_Col", RegSpaCol, RegSpaColAsReference),
+    ("Reg_Col", "Reg_Col", Reg, Reg),
+    ("Reg_Col", "L2", Reg, Reg),
+    ("Reg_Col", "L1", Reg, Reg),
+    ("Reg_Row", "Reg_Row", Reg, RegRowAsReference),
+    ("RegSpa_Col", "RegSpa_Col", RegSpa, RegSpa),
+    ("Reg_Col", "RegSpa_Col", RegSpa, RegSpaAsReference),
 ])
 def test_which_method(method: str, regularization: str, sound: type, reference: type) -> None:
     text = _with(f'prune_method: "{method}" regularization_type: "{regularization}"')

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
-from increg.groups import Column, Layout, Masks, Position, Row, sum_of_rows
+from increg.groups import Layout, Masks
+from increg.sums import sum_of_rows
+from increg.units import UNITS, Channel, Column, Position, Row, Unit, Weight
 
 CASES = {
     "convolution": Layout((6, 4, 3, 2)),
@@ -79,6 +83,70 @@ def test_norms_spread_and_masks(unit: Row | Column | Position, name: str) -> Non
     assert unit.slot(layout, layout.matrix(layout.weight(score))).tolist() == values.tolist()
 
 
+def members(unit: Unit, layout: Layout, i: int) -> np.ndarray:
+    """Which elements of the matrix are of group i, bool."""
+    rows, columns = np.indices((layout.rows, layout.columns))
+    number = {Row: rows, Column: columns, Position: columns % layout.positions, Channel: columns // layout.positions,
+              Weight: rows * layout.columns + columns}[type(unit)]
+    return number == i
+
+
+@pytest.mark.parametrize("word", UNITS)
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("function", [torch.abs, torch.square])
+def test_every_unit(word: str, name: str, function: Callable, device: torch.device) -> None:
+    """Sums, spread vectors and masks of all groups, group by group."""
+    unit, layout, weight = UNITS[word], CASES[name], weight_of(name).to(device)
+    if unit.refusal(layout):
+        assert word == "Spatial" and len(layout.shape) != 4
+        return
+    matrix, size = as_matrix(name, function(weight.cpu())), unit.size(layout)
+    order = as_matrix(name, torch.arange(size).reshape(layout.shape)).ravel() if word == "Weight" else np.arange(size)
+    groups = {int(order[i]): members(unit, layout, i) for i in range(size)}
+    assert unit.weights(layout) == groups[0].sum()
+    totals = unit.totals(layout, weight, function)
+    np.testing.assert_allclose(totals.cpu().numpy(), [matrix[groups[i]].sum() for i in range(size)], rtol=1e-5)
+    np.testing.assert_allclose(unit.sums(layout, function(weight)).cpu().numpy(), totals.cpu().numpy(), rtol=1e-5)
+    spread = as_matrix(name, unit.spread(layout, torch.arange(float(size), device=device), weight).expand(layout.shape).cpu())
+    for i in range(size):
+        assert (spread[groups[i]] == i).all()
+
+    masks, chosen = Masks(layout, device), torch.zeros(size, dtype=torch.bool, device=device)
+    chosen[:: 2] = True
+    unit.prune(masks, chosen)
+    assert torch.equal(unit.pruned(masks), chosen)
+    masked = weight.clone(memory_format=torch.preserve_format)
+    masks.apply(masked)
+    expected = as_matrix(name, weight.cpu()).copy()
+    for i in range(0, size, 2):
+        expected[groups[i]] = 0
+    np.testing.assert_array_equal(as_matrix(name, masked.cpu()), expected)
+    assert torch.equal(masks.zeros(), masked == 0)
+
+
+@pytest.mark.parametrize("word", UNITS)
+def test_sums_of_a_large_weight_are_those_of_its_parts(word: str) -> None:
+    """A weight that does not fit the cache is gone through in parts; the reference's order makes the same float32 values."""
+    unit, layout = UNITS[word], Layout((300, 70, 3, 3))
+    weight = torch.randn(layout.shape, generator=torch.Generator().manual_seed(0))
+    out = torch.empty(unit.size(layout))
+    unit.norms(layout, weight, out)
+    matrix = weight.abs().flatten(1)
+    if word == "Row":
+        assert torch.equal(out[[0, 150, 299]], one_by_one(matrix[[0, 150, 299]].T))
+    if word == "Col":
+        assert torch.equal(out, one_by_one(matrix))
+    last = weight.to(memory_format=torch.channels_last)
+    np.testing.assert_allclose(unit.totals(layout, last, torch.abs).numpy(), out.numpy(), rtol=1e-5)
+
+
+def one_by_one(rows: torch.Tensor) -> torch.Tensor:
+    total = torch.zeros(rows.shape[1])
+    for row in rows:
+        total = total + row
+    return total
+
+
 def test_zeros_count_as_pruned_group_by_group() -> None:
     layout = Layout((4, 3, 1, 2), group=2)
     weight = torch.ones(layout.shape)
@@ -102,4 +170,4 @@ def test_rows_are_added_one_after_the_other() -> None:
     total = np.zeros(40, np.float32)
     for row in matrix.numpy():
         total += row
-    np.testing.assert_array_equal(sum_of_rows(matrix)[0].numpy(), total)
+    np.testing.assert_array_equal(sum_of_rows(matrix).numpy(), total)

@@ -36,7 +36,7 @@ def everything(solver: Solver, hook: PruneHook) -> dict[str, object]:
         name = f"{learnable.layer_name}/{learnable.index}"
         found[name] = learnable.blob.data.tobytes()
         found[f"{name} history"] = [slot.numpy().tobytes() for slot in slots]
-    table = hook.pruner.table
+    table = hook.method.table
     found["table"] = [tensor.numpy().tobytes() for tensor in (table.score, table.punish, table.pruned)]
     found["schedule"] = hook.stages.now
     found["layers"] = [(layer.num_rows, layer.num_columns, layer.finished, layer.ratio_now, layer.last_feasible,
@@ -346,7 +346,7 @@ def test_fields_of_the_solverstate(kind: str, tiny: Tiny) -> None:
     solver, hook = tiny.make(settings, as_reference=as_reference)
     solver.step(14)
     document = proto.read_binary(solver.snapshot(), "SolverState", dialect=proto.INCREG)
-    state, table = document.message, hook.pruner.table
+    state, table = document.message, hook.method.table
     assert (state.prune_state, state.prune_stage, state.stage_iter_prune_finished) == ("prune", 1, 2147483647)
     assert len(state.history) == len(state.history_score) == len(state.history_punish) == 6
     for i, learnable in enumerate(solver.learnable):

@@ -73,7 +73,7 @@ def make(run: str, folder: Path, *, as_reference: bool) -> tuple[Solver, PruneHo
 
 def compare(hook: PruneHook, run: str, step: int, tolerance: float) -> None:
     """Punishments to `tolerance` of the ceiling, what is zero exactly."""
-    data, table = recorded_arrays(), hook.pruner.table
+    data, table = recorded_arrays(), hook.method.table
     for layer in hook.layers[:2]:
         place = f"{run}/{step}/{layer.name}"
         punish = table.row(table.punish, layer.table_index).numpy()
@@ -131,7 +131,7 @@ def test_a_state_that_the_reference_wrote(folder: Path, capsys: pytest.CaptureFi
         solver.restore(STATE)
         assert solver.iter == 1000
         assert (hook.stages.now.state, hook.stages.now.stage, hook.stages.now.finished_iter) == ("prune", 1, 2147483647)
-        table = hook.pruner.table
+        table = hook.method.table
         for layer in hook.layers[:2]:
             for name, tensor in (("score", table.score), ("punish", table.punish)):
                 found = table.row(tensor, layer.table_index).numpy()
