@@ -14,8 +14,9 @@ import torch
 from .. import proto
 from ..blob import Blob
 from ..errors import CaffeError, NetError, did_you_mean
+from ..graph import filter_layers, place_layers
 from ..layers import LAYERS
-from ..net import Net
+from ..net import PHASES, Net
 from ..proto import Document
 from ..trust import confined_to
 from ..weights import copy_weights
@@ -77,8 +78,14 @@ class CaffeModel(Runner):
             self._options = replace(self._options, phase=phase)
 
     def inputs(self) -> dict[str, OpenShape]:
-        net = self._build({})
-        return {name: net.blobs[name].shape for name in net.inputs}
+        if self._net is not None:
+            return {name: self._net.blobs[name].shape for name in self._net.inputs}
+        shapes: dict[str, OpenShape] = {}
+        for placed in filter_layers(place_layers(self._document), self._state()):
+            if placed.spec.type == "Input":
+                given = [tuple(shape.dim) for shape in placed.spec.input_param.shape]
+                shapes.update(zip(placed.spec.top, given if len(given) > 1 else given * len(placed.spec.top)))
+        return shapes
 
     def outputs(self) -> list[str]:
         return self._outputs
@@ -121,6 +128,16 @@ class CaffeModel(Runner):
 
     def close(self) -> None:
         self._net = None
+
+    def _state(self) -> Any:
+        """The NetState that the net is to be built in."""
+        state = type(self._document.message.state)()
+        state.CopyFrom(self._document.message.state)
+        state.phase = PHASES[self._options.phase or "TEST"]
+        if self._options.level is not None:
+            state.level = self._options.level
+        state.stage.extend(self._options.stages)
+        return state
 
     def _build(self, inputs: Mapping[str, np.ndarray]) -> Net:
         """The net with its weights, and Input layers in the place of data layers whose tops are among the inputs."""

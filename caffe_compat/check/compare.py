@@ -116,7 +116,7 @@ def _measure(first: Runner, second: Runner, found: tuple[Arrays, Arrays], tolera
     report.only_b = [key for key in theirs if key not in ours]
     if not report.differences:
         raise CaffeError(f"{first.name} and {second.name} have no value of the same name; the first has "
-                         f"{_some(ours)}, the second {_some(theirs)}. Give the names that differ with --map")
+                         f"{_some(ours)}, the second {_some(theirs)}. Give the names that differ with --blob-map")
     backwards = _inverse(rename)
     outputs = dict.fromkeys([*first.outputs(), *(backwards.get(name, name) for name in second.outputs())])
     report.unmatched = [name for name in outputs if f"blob/{name}" not in ours or f"blob/{name}" not in theirs]

@@ -57,7 +57,7 @@ def _closed(name: str, shape: OpenShape) -> tuple[int, ...]:
 def _load(path: str) -> np.ndarray:
     try:
         return np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, EOFError, MemoryError) as error:
         raise DataError(f"{path}: not a readable array file: {error}") from None
 
 

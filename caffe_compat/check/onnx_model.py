@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -67,17 +70,29 @@ class OnnxModel(Runner):
                 if getattr(array, "dtype", np.dtype(object)).kind in "fiub"}
 
 
+@contextmanager
+def _showing(path: str, shown: list[str]) -> Iterator[str]:
+    """A copy of the file with more outputs: they are appended to its bytes, which to protobuf is the same message with
+    more in it, so that the model need not be in memory to be written."""
+    onnx = _require("onnx")
+    graph = onnx.GraphProto(output=[onnx.helper.make_empty_tensor_value_info(name) for name in shown])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = os.path.join(folder, "model.onnx")
+            shutil.copyfile(path, copy)
+            with open(copy, "ab") as file:
+                file.write(onnx.ModelProto(graph=graph).SerializeToString())
+            yield copy
+    except OSError as error:
+        raise CaffeError(f"{path}: cannot be copied to be run: {error}") from None
+
+
 def _session(path: str, shown: list[str]) -> Any:
     """A session whose outputs are the model's and the inner tensors `shown`.
 
-    Nothing is optimized, as that would change what is computed inside. The outputs are appended to the file's bytes:
-    to protobuf that is the same message with more outputs, and takes no second model in memory.
+    Nothing is optimized, as that would change what is computed inside.
     """
-    onnx = _require("onnx")
     runtime = _require("onnxruntime")
-    graph = onnx.GraphProto(output=[onnx.helper.make_empty_tensor_value_info(name) for name in shown])
-    with open(path, "rb") as file:
-        data = file.read() + onnx.ModelProto(graph=graph).SerializeToString()
     options = runtime.SessionOptions()
     options.graph_optimization_level = runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0) or 0)
@@ -85,10 +100,11 @@ def _session(path: str, shown: list[str]) -> Any:
     options.add_session_config_entry("session.disable_prepacking", "1")
     options.add_session_config_entry("session.model_external_initializers_file_folder_path",
                                      os.path.dirname(os.path.abspath(path)))
-    try:
-        return runtime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's own, of many kinds
-        raise CaffeError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from None
+    with _showing(path, shown) as copy:
+        try:
+            return runtime.InferenceSession(copy, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime's own, of many kinds
+            raise CaffeError(f"{path}: onnxruntime cannot load it: {_first_line(error)}") from None
 
 
 def _check_external(model: Any, path: str) -> None:

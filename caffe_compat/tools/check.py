@@ -11,6 +11,7 @@ import argparse
 from ..check import Options, compare
 from ..check.compare import TOLERANCE
 from ..errors import CaffeError
+from ..memory import return_freed_memory
 from .flags import add_path_flag, add_python_flag, add_weight_flags, device_of, flag, pairs, weight_options
 
 QUIET = True
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Prints the table and the verdict."""
+    return_freed_memory()  # or both models would be in memory
     options = Options(
         phase=args.phase, level=args.level, stages=tuple(stage for stage in args.stage.split(",") if stage),
         weights=weight_options(args), allow_code=args.allow_code, allow_paths=args.allow_paths,

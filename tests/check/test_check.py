@@ -74,6 +74,25 @@ def test_onnx(net: Net) -> None:
     assert not report.only_a and not report.only_b
 
 
+def test_onnx_with_data_beside_it(net: Net, tmp_path: Path) -> None:
+    """In the model's folder they are read; a model that names others is not opened."""
+    pytest.importorskip("onnxruntime")
+    import onnx
+
+    write_onnx(Path("small.onnx"), net)
+    model = onnx.load("small.onnx")
+    Path("folder").mkdir()
+    onnx.save(model, "folder/small.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert compare(SPEC, "folder/small.onnx").equal
+    model = onnx.load("folder/small.onnx", load_external_data=False)
+    for place in (str(tmp_path / "folder" / "weights.bin"), "../folder/weights.bin"):
+        for tensor in model.graph.initializer:
+            next(entry for entry in tensor.external_data if entry.key == "location").value = place
+        Path("evil.onnx").write_bytes(model.SerializeToString())
+        with pytest.raises(CaffeError, match="evil.onnx: .*outside of the model's folder"):
+            compare(SPEC, "evil.onnx")
+
+
 def test_a_lost_slope_is_found_and_named(net: Net, capsys: pytest.CaptureFixture) -> None:
     """The layer, its line, and what it looks like."""
     pytest.importorskip("onnxruntime")
