@@ -52,7 +52,7 @@ class PruneHook(SolverHook):
         self._marks: dict[str, Tensor] = {}
         self._last_snapshot = ""
         self._stale_budget = False
-        self._resumed = False
+        self._begun = False
         solver.set_pass_multiplier(config.passes["prune"])
 
     def _check_tests(self) -> None:
@@ -71,13 +71,18 @@ class PruneHook(SolverHook):
         for line in overview.lines(self.pruner):
             say(line)
         self.stages.begin()
-        if not self._resumed:
+        self._begin_method()
+        self._hold_method_rate()
+
+    def _begin_method(self) -> None:
+        if self._pruning and not self._begun:
+            self._begun = True
             with torch.no_grad():
                 self.method.begin()
-        self._hold_method_rate()
 
     def on_start(self, solver: Solver) -> None:
         """Neighbours follow, finished layers are found, weights are masked."""
+        self._begin_method()
         if self._pruning:
             with torch.no_grad():
                 self.method.before_forward(solver.iter)
@@ -162,7 +167,7 @@ class PruneHook(SolverHook):
         state.write_ratios(document, self.layers)
         self.method.write_fields(document, solver.learnable)
         extra[self.name] = json.dumps({
-            "method": self.config.name, "stages": now.to_json(),
+            "method": self.config.name, "begun": self._begun, "stages": now.to_json(),
             "layers": {layer.name: state.to_extra(layer) for layer in self.layers}}).encode()
         if values := self.method.state():
             extra[f"{self.name}.method"] = state.pack_values(values)
@@ -188,6 +193,7 @@ class PruneHook(SolverHook):
         self._loaded = "exactly" if exact else "fields"
         state.read_ratios(document, self.layers)
         if own:
+            self._begun = own.get("begun", True)
             self.stages.now = StageState.from_json(own["stages"])
             for layer in self.layers:
                 kept = own["layers"][layer.name]
@@ -206,7 +212,6 @@ class PruneHook(SolverHook):
     def on_weights_loaded(self, solver: Solver) -> None:
         """Works out what is pruned from the weights, unless a snapshot of ours has told it."""
         how, self._loaded = self._loaded, ""
-        self._resumed = self._resumed or how in ("fields", "exactly")
         for layer in self.layers:
             if not how.endswith("exactly") and self.method.zeros_are_pruned:
                 state.restore_masks(layer, self.pruner.unit, self._marks.get(layer.name))

@@ -161,6 +161,7 @@ def read(state: Document, layers: Sequence[LayerState], parameters: int, table: 
     update is not zero yet. Raises `WeightError` for a state without these fields, or from another net.
     """
     check_histories(state, layers, parameters)
+    check_ratios(state, layers)
     marks = {}
     for layer in (layer for layer in layers if layer.prunes):
         score, punish = (layer.layout.matrix(_tensor(state.arrays[name, layer.learnable])) for name in HISTORIES)
