@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import h5py
 import numpy as np
@@ -17,10 +16,22 @@ import numpy as np
 from .errors import ParseError, WeightError
 from .proto import Dialect, Document, replacing
 
+#: A data set may be this much larger than what is stored of it, and this many bytes more.
+_MOST_COMPRESSED, _SMALL = 2000, 1 << 20
+_DEEPEST = 100
+
 
 def is_hdf5(path: str) -> bool:
     """Whether a file is HDF5, told from its contents."""
     return os.path.isfile(path) and bool(h5py.is_hdf5(path))
+
+
+def list_data_sets(path: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """(name, shape, type) of all data sets in a file, by name."""
+    with _open(path) as file:
+        return sorted((f"{name}/{key}".lstrip("/"), tuple(item.shape or ()), str(item.dtype))
+                      for name, group in _groups(file, path) for key in group
+                      if isinstance(item := _own(group, key, path), h5py.Dataset))
 
 
 def read_weights(path: str, dialect: Dialect) -> Document:
@@ -44,7 +55,7 @@ def read_state(path: str, dialect: Dialect) -> Document:
     with _open(path) as file:
         message = dialect.message("SolverState")(
             iter=_scalar(file, "iter", path), current_step=_scalar(file, "current_step", path))
-        learned_net = file.get("learned_net")
+        learned_net = _own(file, "learned_net", path)
         if isinstance(learned_net, h5py.Dataset) and learned_net.dtype.kind in "SO" and learned_net.shape == ():
             message.learned_net = learned_net.asstr(errors="replace")[()]
         history = _group(file, "history", path)
@@ -53,7 +64,7 @@ def read_state(path: str, dialect: Dialect) -> Document:
             values = _values(history, str(i), path)
             message.history.add().shape.dim.extend(values.shape)
             arrays["history", i] = values
-        for name in file.get("extra", ()):
+        for name in _group(file, "extra", path) if "extra" in file else ():
             message.extra.add(name=name, value=_values(file["extra"], name, path).tobytes())
     return Document(message, dialect, path, {}, arrays, {})
 
@@ -101,12 +112,12 @@ def _open(path: str) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r") as file:
             yield file
-    except (OSError, KeyError, RuntimeError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # h5py's, for what is damaged
         raise ParseError(f"not a readable HDF5 file: {error}", path) from None
 
 
 def _group(file: h5py.File, name: str, path: str) -> h5py.Group:
-    group = file.get(name)
+    group = _own(file, name, path)
     if not isinstance(group, h5py.Group):
         raise ParseError(f'has no group "{name}", expected a file that Caffe wrote; found: '
                          f"{', '.join(file) or 'nothing'}", path)
@@ -121,24 +132,51 @@ def _scalar(file: h5py.File, name: str, path: str) -> int:
 
 
 def _values(group: h5py.Group, name: str, path: str) -> np.ndarray:
-    item = group.get(name)
+    item = _own(group, name, path)
     if not isinstance(item, h5py.Dataset) or item.dtype.kind not in "fiu":
         raise ParseError(f'has no data set of numbers "{name}" in {group.name}, expected a file that Caffe wrote; '
                          f"found: {', '.join(group) or 'nothing'}", path)
+    if item.external or item.is_virtual:
+        raise ParseError(f"{item.name}: its values lie in other files, which are not opened; make a file that holds them",
+                         path)
+    stored = item.id.get_storage_size()
+    if item.nbytes > _MOST_COMPRESSED * stored + _SMALL:
+        raise ParseError(f"{item.name}: claims {item.size:,} values ({' x '.join(map(str, item.shape))}), but only "
+                         f"{stored:,} bytes are stored: the file is damaged", path)
     return item[()]
+
+
+def _own(group: h5py.Group, name: str, path: str) -> h5py.Group | h5py.Dataset | None:
+    """The member of a group; `ParseError` if it is a link into another file."""
+    link = group.get(name, getlink=True)
+    if isinstance(link, h5py.ExternalLink):
+        raise ParseError(f"{group.name.rstrip('/')}/{name} is a link to {link.filename}, which is not opened; make a file "
+                         "that holds the values", path)
+    return group.get(name) if link is not None else None
 
 
 def _layers(data: h5py.Group, path: str) -> dict[str, dict[int, np.ndarray]]:
     """Layer name -> its blobs by index; a layer whose name has slashes lies in nested groups."""
     layers: dict[str, dict[int, np.ndarray]] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Group):
-            keys = [key for key in item if isinstance(item[key], h5py.Dataset)]
-            if wrong := [key for key in keys if not key.isdecimal() or len(key) > 4]:
-                raise ParseError(f"{item.name}: data sets are called 0, 1, ...; found {', '.join(wrong)}", path)
-            if keys or not len(item):
-                layers[name] = {int(key): _values(item, key, path) for key in keys}
-
-    data.visititems(visit)
+    for name, group in _groups(data, path):
+        keys = [key for key in group if isinstance(_own(group, key, path), h5py.Dataset)]
+        if wrong := [key for key in keys if name and (not key.isdecimal() or len(key) > 4)]:
+            raise ParseError(f"{group.name}: data sets are called 0, 1, ...; found {', '.join(wrong)}", path)
+        if name and (keys or not len(group)):
+            layers[name] = {int(key): _values(group, key, path) for key in keys}
     return layers
+
+
+def _groups(root: h5py.Group, path: str) -> Iterator[tuple[str, h5py.Group]]:
+    """All groups below `root`, and itself as "", each once; HDF5's own walk breaks down in a file nested too deeply."""
+    waiting, seen = [("", root, 0)], set()
+    while waiting:
+        name, group, depth = waiting.pop()
+        place = h5py.h5o.get_info(group.id).addr
+        if depth > _DEEPEST:
+            raise ParseError(f"its groups are nested more than {_DEEPEST} deep", path)
+        if place not in seen:
+            seen.add(place)
+            yield name, group
+            waiting += [(f"{name}/{key}".lstrip("/"), item, depth + 1) for key in group
+                        if isinstance(item := _own(group, key, path), h5py.Group)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cache
 from math import prod
 
@@ -21,6 +20,8 @@ LIMIT: int | None = None
 #: mallopt's names in glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGEST = 1 << 30
+#: What glibc begins with.
+_USUAL = 128 << 10
 
 
 def keep_freed_memory() -> None:
@@ -29,18 +30,21 @@ def keep_freed_memory() -> None:
     A net allocates and frees the same large blobs in every pass. By default glibc returns them to the system each time,
     which then zeroes fresh pages for the next: a tenth of the time of an AlexNet pass. Other C libraries are left alone.
     """
+    _set_thresholds(_LARGEST)
+
+
+def return_freed_memory() -> None:
+    """Ends what `keep_freed_memory` began, for commands that hold large things once, one after the other."""
+    _set_thresholds(_USUAL)
+
+
+def _set_thresholds(size: int) -> None:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
         return
-    mallopt(_MMAP_THRESHOLD, _LARGEST)
-    mallopt(_TRIM_THRESHOLD, _LARGEST)
-
-
-def release_freed_memory() -> None:
-    """Gives freed memory back to the system, also where `keep_freed_memory` was called; nothing where glibc is not."""
-    with suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)
+    mallopt(_MMAP_THRESHOLD, size)
+    mallopt(_TRIM_THRESHOLD, size)
 
 
 def impossible(shape: Sequence[int]) -> str | None:

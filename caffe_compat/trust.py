@@ -21,8 +21,8 @@ from .proto import is_repeated
 
 _folders: ContextVar[tuple[Path, ...] | None] = ContextVar("folders", default=None)
 #: LayerParameter's fields, at any depth, that name files or folders.
-_PATH_FIELDS = frozenset({"source", "mean_file", "root_folder", "file_name", "label_map_file", "name_size_file",
-                          "output_directory", "save_file"})
+PATH_FIELDS = frozenset({"source", "mean_file", "meanfile", "root_folder", "file_name", "label_map_file",
+                         "name_size_file", "output_directory", "save_file", "video_file"})
 
 
 @contextmanager
@@ -64,6 +64,6 @@ def check_layer(spec: Any, where: str) -> None:
         if field.message_type is not None:
             for item in value if is_repeated(field) else [value]:
                 check_layer(item, where)
-        elif field.name in _PATH_FIELDS and field.type == FieldDescriptor.TYPE_STRING:
+        elif field.name in PATH_FIELDS and field.type == FieldDescriptor.TYPE_STRING:
             for item in value if is_repeated(field) else [value]:
                 check_readable(item, where)

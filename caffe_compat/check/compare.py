@@ -44,6 +44,7 @@ def compare(
         arrays = given
     else:
         arrays = make_inputs(inputs or "random", [first.inputs(), _renamed(second.inputs(), _inverse(names))], seed)
+    arrays = {**{key: values for key, values in (given or {}).items() if key.startswith("output_diff/")}, **arrays}
     found = _run(first, second, arrays, names)
     return _measure(first, second, found, tolerance, names)
 
@@ -117,8 +118,8 @@ def _measure(first: Runner, second: Runner, found: tuple[Arrays, Arrays], tolera
         raise CaffeError(f"{first.name} and {second.name} have no value of the same name; the first has "
                          f"{_some(ours)}, the second {_some(theirs)}. Give the names that differ with --map")
     backwards = _inverse(rename)
-    outputs = set(first.outputs()) | {backwards.get(name, name) for name in second.outputs()}
-    report.unmatched = [key[5:] for key in (*report.only_a, *report.only_b) if key[:5] == "blob/" and key[5:] in outputs]
+    outputs = dict.fromkeys([*first.outputs(), *(backwards.get(name, name) for name in second.outputs())])
+    report.unmatched = [name for name in outputs if f"blob/{name}" not in ours or f"blob/{name}" not in theirs]
     report.differences = hint(report.differences, ours, theirs, tolerance)
     return report
 

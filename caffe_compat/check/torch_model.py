@@ -1,61 +1,60 @@
-"""torch exports (a folder with model.py and weights) and torch modules as models to compare."""
+"""torch exports (a folder with model.py, its weights and net.prototxt) and torch modules as models to compare."""
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import os
-import sys
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from glob import glob
-from types import FrameType, ModuleType
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import CaffeError, ParseError
+from .. import proto
+from ..convert.torch_target import NET, caffe_names, load_module, read_source
+from ..errors import CaffeError
 from .runner import RUNNERS, Arrays, OpenShape, Options, Runner
-
-_WEIGHTS = ("*.pt", "*.pth", "*.safetensors")
 
 
 @RUNNERS.add("torch")
 class TorchModel(Runner):
-    """A torch module whose `forward` takes a net's inputs and returns its outputs.
+    """What `convert --to torch` wrote, or a module of yours that takes and returns tensors.
 
-    What it calls them is in its attributes (or its file's): `INPUTS`, `OUTPUTS`, and `BLOBS`, {blob: local variable of
-    forward}; without them they are called as forward's arguments, its local variables and what it returns.
+    Of an export, every blob that a submodule makes is shown, in its last version, as the net in the folder says. A module
+    of yours says in attributes what Caffe calls its inputs and outputs, in order, and the outputs of its submodules:
+    `INPUTS`, `OUTPUTS`, and `BLOBS`, {blob: submodule}. Without `INPUTS` they are called as forward's arguments.
     """
 
     kind = "torch module"
 
-    def __init__(self, module: torch.nn.Module, name: str, device: str = "cpu", source: ModuleType | None = None) -> None:
+    def __init__(self, module: torch.nn.Module, name: str, device: str = "cpu", folder: str | None = None) -> None:
         self.name = name
         self._module = module.to(device).eval()
         self._device = device
-        self._source = source
         arguments = [p.name for p in inspect.signature(module.forward).parameters.values()
                      if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-        self._inputs = list(self._attribute("INPUTS", arguments))
-        self._outputs = list(self._attribute("OUTPUTS", ()))
-        self._blobs = dict(self._attribute("BLOBS", {}))
+        self._inputs: dict[str, OpenShape | None] = dict.fromkeys(getattr(module, "INPUTS", arguments))
+        self._outputs = list(getattr(module, "OUTPUTS", ()))
+        self._named_outputs = bool(self._outputs)
+        self._hidden: set[str] = set()
+        #: Submodule -> the blobs that it makes.
+        self._tops = {child: [blob] for blob, child in getattr(module, "BLOBS", {}).items()}
+        if folder is not None:
+            self._describe(Path(folder))
 
     @classmethod
     def claims(cls, spec: str) -> bool:
-        return os.path.isfile(_model_file(spec))
+        return os.path.isfile(os.path.join(_folder(spec), "model.py"))
 
     @classmethod
     def open(cls, spec: str, options: Options) -> TorchModel:
-        path = _model_file(spec)
+        folder = _folder(spec)
         if not options.allow_code:
-            raise CaffeError(f"{path}: is code, which comparing would run; read it, then allow that with --allow-code "
-                             "(from Python: Options(allow_code=True))")
-        source = _import(path)
-        module = _make(source, path)
-        _load(module, os.path.dirname(path) or ".")
-        return cls(module, path, options.device, source)
+            raise CaffeError(f"{os.path.join(folder, 'model.py')}: is code, which comparing would run; read it, then allow "
+                             "that with --allow-code (from Python: Options(allow_code=True))")
+        return cls(load_module(folder), spec, options.device, folder)
 
     @classmethod
     def of(cls, module: object, options: Options) -> TorchModel | None:
@@ -64,12 +63,30 @@ class TorchModel(Runner):
             return None
         return cls(module, type(module).__name__, options.device)
 
+    def _describe(self, folder: Path) -> None:
+        """Takes the names of inputs and blobs from the net in the folder."""
+        layers = proto.read_text(folder / NET, "NetParameter").message.layer
+        names = caffe_names(read_source(folder))
+        children = {names.get(child, child): child for child, _ in self._module.named_children()}
+        last: dict[str, str] = {}
+        self._inputs = {}
+        for layer in layers:
+            if layer.type == "Input":
+                shapes = [tuple(shape.dim) for shape in layer.input_param.shape]
+                self._inputs.update(zip(layer.top, shapes if len(shapes) > 1 else shapes * len(layer.top)))
+            last.update(dict.fromkeys(layer.top, layer.name))
+            if layer.name in children:
+                self._tops[children[layer.name]] = list(layer.top) or [layer.name]
+        # what a layer without a submodule overwrote in place is not the blob any more
+        self._hidden = {blob for blob, layer in last.items() if layer not in children}
+        read = {blob for layer in layers for blob in layer.bottom}
+        self._outputs = [blob for layer in layers for blob in layer.top if blob not in read]
+
     def inputs(self) -> dict[str, OpenShape]:
-        shapes = self._attribute("INPUT_SHAPES", {})
-        return {name: tuple(shapes[name]) for name in self._inputs if name in shapes}
+        return {name: shape for name, shape in self._inputs.items() if shape is not None}
 
     def outputs(self) -> list[str]:
-        return list(self._outputs)
+        return self._outputs
 
     def run(self, inputs: Mapping[str, np.ndarray], wanted: Collection[str] | None = None) -> Arrays:
         missing = [name for name in self._inputs if name not in inputs]
@@ -79,17 +96,29 @@ class TorchModel(Runner):
         weight = next((p for p in self._module.parameters() if p.is_floating_point()), None)
         dtype = weight.dtype if weight is not None else torch.float32
         tensors = [torch.from_numpy(np.array(inputs[name])).to(self._device, dtype) for name in self._inputs]
-        with torch.no_grad(), _locals_of(type(self._module).forward) as variables:
+        with torch.no_grad(), self._shown() as found:
             try:
                 returned = self._module(*tensors)
             except (RuntimeError, TypeError, ValueError, IndexError) as error:
                 raise CaffeError(f"{self.name}: cannot run: {error}") from error
-        variables = {name: value for name, value in variables.items() if isinstance(value, torch.Tensor)}
-        names = self._blobs or {name: name for name in variables}
-        found = {blob: variables[name] for blob, name in names.items() if name in variables and blob not in self._inputs}
-        found.update(self._named(returned))
+        found = {blob: value for blob, value in found.items() if blob not in self._hidden}
+        if not found or self._named_outputs:
+            found.update(self._named(returned))
         return {f"blob/{name}": value.detach().float().cpu().numpy() for name, value in found.items()
                 if isinstance(value, torch.Tensor) and (wanted is None or f"blob/{name}" in wanted)}
+
+    @contextmanager
+    def _shown(self) -> Iterator[dict[str, Any]]:
+        """Collects what submodules make, by blob."""
+        found: dict[str, Any] = {}
+        hooks = []
+        for child, tops in self._tops.items():
+            hooks.append(self._module.get_submodule(child).register_forward_hook(_keeper(found, tops)))
+        try:
+            yield found
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def _named(self, returned: Any) -> dict[str, Any]:
         if isinstance(returned, Mapping):
@@ -100,76 +129,18 @@ class TorchModel(Runner):
             raise CaffeError(f"{self.name}: forward returns {len(values)} values, but OUTPUTS names {len(names)}")
         return dict(zip(names, values))
 
-    def _attribute(self, name: str, default: Any) -> Any:
-        return getattr(self._module, name, getattr(self._source, name, default))
+
+def _keeper(found: dict[str, Any], tops: list[str]) -> Any:
+    """A hook that keeps what a submodule makes; one that is called for each of its bottoms makes a top a call."""
+    waiting: list[str] = []
+
+    def keep(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        for value in output if isinstance(output, tuple | list) else (output,):
+            waiting.extend(tops if not waiting else ())
+            found[waiting.pop(0)] = value
+
+    return keep
 
 
-@contextmanager
-def _locals_of(function: Any) -> Iterator[dict[str, Any]]:
-    """Collects the local variables of a function as it returns, so that the model needs no second forward to show them."""
-    found: dict[str, Any] = {}
-    before = sys.getprofile()
-
-    def watch(frame: FrameType, event: str, _: Any) -> None:
-        if event == "return" and frame.f_code is function.__code__:
-            found.update(frame.f_locals)
-
-    sys.setprofile(watch)
-    try:
-        yield found
-    finally:
-        sys.setprofile(before)
-
-
-def _model_file(spec: str) -> str:
-    return os.path.join(spec, "model.py") if os.path.isdir(spec) else spec if spec.endswith(".py") else ""
-
-
-def _import(path: str) -> ModuleType:
-    """The module in a file, under no name that others could import."""
-    spec = importlib.util.spec_from_file_location("exported_model", path)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ParseError(f"cannot be imported: {type(error).__name__}: {error}", path) from error
-    return module
-
-
-def _make(source: ModuleType, path: str) -> torch.nn.Module:
-    classes = [value for value in vars(source).values() if isinstance(value, type) and issubclass(value, torch.nn.Module)
-               and value.__module__ == source.__name__]
-    cls = getattr(source, "Net", None) or (classes[-1] if classes else None)
-    if cls is None:
-        raise ParseError("defines no torch.nn.Module; expected what `convert --to torch` writes", path)
-    try:
-        return cls()
-    except Exception as error:
-        raise ParseError(f"{cls.__name__}() fails: {type(error).__name__}: {error}", path) from error
-
-
-def _load(module: torch.nn.Module, folder: str) -> None:
-    """The weights that lie beside the file, all of them and no others; nothing is unpickled but tensors."""
-    if not module.state_dict():
-        return
-    files = sorted(path for pattern in _WEIGHTS for path in glob(os.path.join(glob_escape(folder), pattern)))
-    if len(files) != 1:
-        raise CaffeError(f"{folder}: expected one file of weights ({', '.join(_WEIGHTS)}) beside model.py, found "
-                         f"{', '.join(map(os.path.basename, files)) or 'none'}")
-    try:
-        if files[0].endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            state = load_file(files[0])
-        else:
-            state = torch.load(files[0], map_location="cpu", weights_only=True, mmap=True)
-        module.load_state_dict(state)
-    except Exception as error:  # of torch, pickle and safetensors
-        raise CaffeError(f"{files[0]}: does not fit model.py: {error}") from error
-
-
-def glob_escape(folder: str) -> str:
-    """A folder's name for use in a pattern."""
-    from glob import escape
-
-    return escape(folder)
+def _folder(spec: str) -> str:
+    return spec.removesuffix("model.py") or "." if spec.endswith("model.py") else spec

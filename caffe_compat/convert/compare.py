@@ -1,47 +1,33 @@
-"""How far the blobs of an export are from the net's."""
+"""How far the blobs of an export are from the net's: the comparison of `check`, on random inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
+from ..check.report import Difference, Report
+from ..errors import CaffeError
 from .graph import Graph
 
 
-@dataclass(frozen=True)
-class Difference:
-    """One blob of both: the largest difference, and the same relative to the standard deviation of the expected values
-    (to their largest magnitude if they are all one value, to 1 if they are all 0)."""
+def compare(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray], name: str, tolerance: float,
+            layers: Mapping[str, str] | None = None, reference: str = "Caffe's net") -> Report:
+    """The differences of all blobs that both have, in the order of `expected`; `layers` says where each is made.
 
-    blob: str
-    largest: float
-    relative: float
-
-    def __str__(self) -> str:
-        return f'"{self.blob}", off by {self.largest:.3g} ({self.relative:.3g} of its standard deviation)'
-
-
-def compare(expected: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray]) -> list[Difference]:
-    """The differences of all blobs that both have, in the order of `expected`; infinite where shapes differ."""
-    return [_difference(name, values, found[name]) for name, values in expected.items() if name in found]
-
-
-def _difference(name: str, expected: np.ndarray, found: np.ndarray) -> Difference:
-    if expected.shape != found.shape:
-        return Difference(name, np.inf, np.inf)
-    if not expected.size:
-        return Difference(name, 0.0, 0.0)
-    a, b = expected.astype(np.float64), found.astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        distance = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b))
-    largest = float(distance.max())
-    finite = a[np.isfinite(a)]
-    scale = float(finite.std()) if finite.size else 0.0
-    if scale <= 1e-6 * float(np.abs(finite).max(initial=0)):
-        scale = float(np.abs(finite).max(initial=0)) or 1.0
-    return Difference(name, largest, largest / scale)
+    `name` and `reference` are what the two are called. Raises `CaffeError`, with the first blob that is past the
+    tolerance (in standard deviations), where there is one.
+    """
+    layers = layers or {}
+    report = Report(reference, name, tolerance, [
+        Difference.of(f"blob/{blob}", values, found[blob], layers.get(blob))
+        for blob, values in expected.items() if blob in found])
+    if not report.differences:
+        raise CaffeError(f"{name}: cannot be checked: it shows no blob that {reference} has")
+    if not report.equal:
+        raise CaffeError(f"not the same function: {report.summary()}. Nothing was written; convert without the check to look "
+                         "into it")
+    return report
 
 
 def random_inputs(graph: Graph, seed: int = 1) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ def fold(graph: Graph) -> None:
         raise NetError(f"{graph.name}: folding is for inference; convert the net in the TEST phase, or without folding")
     changed = True
     while changed:
-        changed = any(_fold_into_neighbour(graph, node) for node in list(graph.nodes) if node in graph.nodes)
+        changed = any([_fold_into_neighbour(graph, node) for node in list(graph.nodes) if node in graph.nodes])
 
 
 def _fold_into_neighbour(graph: Graph, node: Node) -> bool:
@@ -190,7 +190,9 @@ def preprocess(options: Options) -> Pass:
 def _insert(graph: Graph, value: str, matrix: np.ndarray, shift: np.ndarray) -> None:
     """Puts a 1 x 1 convolution behind an input."""
     taken = {*graph.inputs, *(name for node in graph.nodes for name in (node.name, *node.outputs))}
-    name = next(name for name in (f"preprocess{'_' * k}{value if k else ''}" for k in range(9)) if name not in taken)
+    name = "preprocess"
+    while name in taken or f"{value}_{name}" in taken:
+        name += "_"
     top = f"{value}_{name}"
     spec = graph.dialect.message("LayerParameter")(name=name, type="Convolution", bottom=[value], top=[top])
     spec.convolution_param.num_output = len(matrix)

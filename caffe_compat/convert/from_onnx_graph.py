@@ -22,9 +22,11 @@ from onnx.reference import ReferenceEvaluator
 
 from ..errors import CaffeError, ParseError
 from ..layers import Shape
+from .onnx_writer import SHAPE_KEY
 
-#: The most values that a constant expression may come to: a file of a few bytes can ask for any number.
-MOST_VALUES = 1 << 28
+#: The most values that anything may have: a file of a few bytes can ask for any number. A constant expression may come to
+#: `MOST_FOLDED`, or some times what it is made of.
+MOST_VALUES, MOST_FOLDED = 1 << 29, 1 << 22
 #: Constants up to this many values are shown to the shape inference: shapes, axes and the like.
 SHAPE_LIKE = 1024
 DOMAINS = ("", "ai.onnx")
@@ -49,7 +51,12 @@ class Node:
     opset: int
 
     def __str__(self) -> str:
-        return f'{self.op} "{self.name or self.outputs[0]}"'
+        return f'{self.op} "{self.name or next(iter(self.outputs), "")}"'
+
+    def check(self) -> None:
+        """Raises `Gap` for a node that no operator can be."""
+        if not self.outputs or not self.outputs[0]:
+            raise Gap("it has no output")
 
     def get(self, name: str, default: Any = None) -> Any:
         """An attribute, or `default`."""
@@ -96,7 +103,8 @@ class OnnxGraph:
 def read_graph(path: str | os.PathLike[str], shapes: Mapping[str, Shape] | None = None) -> OnnxGraph:
     """The graph in the ONNX file at `path`, for inputs of the given `shapes`.
 
-    Where the file leaves an input's first axis open it is 1; other open axes must be given. Raises `ParseError` for a
+    Where the file leaves an input's first axis open it is 1; other open axes must be given, unless the file says in its
+    metadata what they were in Caffe, as ours do. Raises `ParseError` for a
     file that is no valid model, `CaffeError` for shapes that are missing or contradict the file.
     """
     name = os.fspath(path)
@@ -105,9 +113,11 @@ def read_graph(path: str | os.PathLike[str], shapes: Mapping[str, Shape] | None 
     initializers = {tensor.name: _array(tensor, name) for tensor in graph.initializer}
     result = OnnxGraph([value.name for value in graph.input if value.name not in initializers],
                        [value.name for value in graph.output], constants=initializers, name=graph.name)
+    noted = {item.key: item.value for item in model.metadata_props}
     for value in graph.input:
         if value.name not in initializers:
-            result.shapes[value.name] = _input_shape(value, (shapes or {}).get(value.name), result, name)
+            given = (shapes or {}).get(value.name) or _noted_shape(noted.get(f"{SHAPE_KEY}{value.name}", ""))
+            result.shapes[value.name] = _input_shape(value, given, result, name)
     if strangers := set(shapes or ()) - set(result.inputs):
         raise CaffeError(f"{name}: has no input {', '.join(sorted(strangers))}; its inputs: {', '.join(result.inputs)}")
     _Reader(model, result, name).read()
@@ -123,6 +133,12 @@ def _load(path: str) -> onnx.ModelProto:
         raise ParseError(f"not an ONNX model: {error}", path) from None
     if not model.graph.output:
         raise ParseError("not an ONNX model: its graph has no outputs", path)
+    graph = model.graph
+    names = [graph.name, *(item.name for item in (*graph.input, *graph.output, *graph.initializer))]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output, *(item.name for item in node.attribute)]
+    if any(isinstance(name, bytes) for name in names):
+        raise ParseError("not an ONNX model: it has names that are no text in UTF-8", path)
     if model.functions:
         try:
             model = onnx.inliner.inline_local_functions(model)
@@ -150,6 +166,11 @@ def _array(tensor: onnx.TensorProto, path: str) -> np.ndarray:
     except Exception as error:  # whatever numpy and onnx say of bytes that are not what they claim to be
         raise ParseError(f"{where} of shape {list(tensor.dims)} cannot be read: {error}", path) from None
     return values.astype(np.float32) if tensor.data_type in OTHER_FLOATS else values
+
+
+def _noted_shape(text: str) -> Shape | None:
+    words = text.split("x")
+    return tuple(map(int, words)) if all(word.isdecimal() and len(word) < 10 for word in words) else None
 
 
 def _input_shape(value: onnx.ValueInfoProto, given: Shape | None, graph: OnnxGraph, path: str) -> Shape:
@@ -212,6 +233,7 @@ class _Reader:
 
     def _read(self, node: Node, proto: onnx.NodeProto) -> None:
         graph = self.graph
+        node.check()
         if proto.domain not in DOMAINS:
             raise Gap(f'it is not of ONNX itself, but of the domain "{proto.domain}"')
         if any(isinstance(value, onnx.GraphProto) for value in node.attributes.values()):
@@ -234,7 +256,10 @@ class _Reader:
             dims = type.tensor_type.shape.dim
             if not type.tensor_type.HasField("shape") or any(not dim.HasField("dim_value") for dim in dims):
                 raise Gap(f'the shape of its output "{name}" depends on the values of its inputs')
-            self.types[name], graph.shapes[name] = type, tuple(dim.dim_value for dim in dims)
+            shape = tuple(dim.dim_value for dim in dims)
+            if min(shape, default=1) < 1 or prod(shape) > MOST_VALUES:
+                raise Gap(f'its output "{name}" would have the shape {shape}')
+            self.types[name], graph.shapes[name] = type, shape
         for name in filter(None, node.inputs):
             graph.readers[name].append(node)
         graph.nodes.append(node)
@@ -262,7 +287,8 @@ class _Reader:
         """Computes a node whose inputs are all constants."""
         counts = [prod(dim.dim_value if dim.HasField("dim_value") else MOST_VALUES + 1
                        for dim in type.tensor_type.shape.dim) for type in types.values()]
-        if not counts or max(counts) > MOST_VALUES:
+        given = sum(self.graph.constants[name].size for name in node.inputs if name)
+        if not counts or max(counts) > max(MOST_FOLDED, 4 * given):
             raise Gap("it is a constant of unknown or enormous size")
         feeds = {name: self.graph.constants[name] for name in node.inputs if name}
         inputs = [helper.make_value_info(name, self.types[name]) for name in feeds]

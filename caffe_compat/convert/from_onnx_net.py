@@ -72,6 +72,9 @@ class Translation:
                 FROM_ONNX.get(node.op)(self, node)
             except Gap as gap:
                 self.graph.gaps.append((node, str(gap)))
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StopIteration) as error:
+                # onnx does not check that attributes are of the kind and number that an operator takes
+                self.graph.gaps.append((node, f"its attributes are not those of such an operator: {error}"))
             if node.op in NONNEGATIVE or (node.op in KEEP_SIGN and node.inputs[0] in self.nonnegative and all(
                     name in self.nonnegative or node.op != "Concat" for name in node.inputs)):
                 self.nonnegative.update(node.outputs)
@@ -127,8 +130,12 @@ class Translation:
             self.aliases[node.outputs[0]] = source
 
     def absorb(self, node: Node, into: Node) -> None:
-        """Leaves `node`, the only reader of `into`'s output, to the layers of `into`, which make its output instead."""
+        """Leaves `node`, the only reader of `into`'s output, to the layers of `into`, which make its output instead.
+
+        They take its name, too, by which exporters call the last of a layer's operators.
+        """
         self.absorbed.append(node)
+        into.name = node.name
         into.outputs = [node.outputs[0], *into.outputs[1:]]
 
     def _add(self, name: str, type: str, bottoms: Sequence[str], tops: Sequence[str], blobs: Sequence[np.ndarray],

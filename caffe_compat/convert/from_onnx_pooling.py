@@ -16,6 +16,8 @@ from .from_onnx_net import FROM_ONNX, Translation
 from .from_onnx_shape import cut
 from .from_onnx_windows import pads, per_axis, take_padding
 
+LARGEST_WINDOW = 1 << 12
+
 
 class _Windows:
     """The windows of an ONNX pooling node, as Caffe lays them; `Gap` where it lays none in one of the places.
@@ -31,6 +33,8 @@ class _Windows:
             raise Gap(f"it pools along {axes} spatial axes, Caffe along two")
         if any(d != 1 for d in per_axis(node, "dilations", axes)):
             raise Gap("its windows are dilated, which Caffe's cannot be")
+        if max(kernel) > LARGEST_WINDOW:
+            raise Gap(f"its windows have {kernel} positions")
         self.kernel, self.stride = kernel, per_axis(node, "strides", axes)
         self.before, self.after = pads(net, node, kernel, self.stride)
         self.bottom, self.margin_before, self.margin_after = take_padding(net, node)

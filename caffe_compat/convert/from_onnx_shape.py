@@ -63,7 +63,11 @@ def _reshape(net: Translation, node: Node, result: Shape, open_axis: int | None 
         net.alias(node)
         return
     if len(result) == 2 and len(shape) > 2 and result[0] == shape[0]:
-        net.layer(node, "Flatten", [bottom])
+        reader = net.graph.only_reader(node.outputs[0])
+        if reader is not None and reader.op in ("Gemm", "MatMul") and reader.inputs[0] == node.outputs[0]:
+            net.alias(node)  # an InnerProduct flattens by itself
+        else:
+            net.layer(node, "Flatten", [bottom])
         return
     dims, copying = list(result), True
     for axis, size in enumerate(result):

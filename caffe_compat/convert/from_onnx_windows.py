@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from math import prod
+
 import numpy as np
 
 from ..layers import Shape
 from .from_onnx_graph import Gap, Node
 from .from_onnx_net import FROM_ONNX, Padding, Translation
+
+#: The most positions of a kernel, or sizes of an image, that are made up here.
+LARGEST_KERNEL = 1 << 16
 
 
 def per_axis(node: Node, name: str, axes: int) -> Shape:
@@ -84,6 +89,8 @@ def _extended(weight: np.ndarray, dilation: Shape, zeros: list[tuple[int, int]])
     """A kernel with `zeros` (before, behind) positions added to each axis, and its dilation."""
     if not any(map(any, zeros)):
         return weight, dilation
+    if prod(d * k + sum(counts) for k, d, counts in zip(weight.shape[2:], dilation, zeros)) > LARGEST_KERNEL:
+        raise Gap(f"its padding differs too much from side to side: {zeros}")
     if any(count % d for counts, d in zip(zeros, dilation) for count in counts):
         dense = np.zeros((*weight.shape[:2], *(d * (k - 1) + 1 for k, d in zip(weight.shape[2:], dilation))), weight.dtype)
         dense[(..., *(slice(None, None, d) for d in dilation))] = weight
@@ -167,7 +174,9 @@ def resize(net: Translation, node: Node) -> None:
     factors = tuple(out // n for n, out in zip(shape, result))
     if factors[:2] != (1, 1) or len(shape) < 3 or any(n * f != out for n, f, out in zip(shape, factors, result)):
         raise Gap(f"it changes {shape} to {result}; Caffe can repeat pixels a whole number of times")
-    if node.op == "Resize" and any(_sources(node, n, f) != [i // f for i in range(n * f)]
+    if prod(factors) > LARGEST_KERNEL or max(result) > LARGEST_KERNEL:
+        raise Gap(f"it makes images of {shape} as large as {result}")
+    if node.op == "Resize" and any((_sources(node, n, f) != np.arange(n * f) // f).any()
                                    for n, f in zip(shape[2:], factors[2:])):
         raise Gap(f'its rounding ("{node.get("nearest_mode", "round_prefer_floor")}", '
                   f'"{node.get("coordinate_transformation_mode", "half_pixel")}") takes other pixels than repeating does')
@@ -177,7 +186,7 @@ def resize(net: Translation, node: Node) -> None:
              ((0,) * len(spatial), spatial, (1,) * len(spatial)), group=shape[1])
 
 
-def _sources(node: Node, size: int, factor: int) -> list[int]:
+def _sources(node: Node, size: int, factor: int) -> np.ndarray:
     """For each position along an axis that is made `factor` times as long, the one that it is taken from."""
     transformation = node.get("coordinate_transformation_mode", "half_pixel")
     places = np.arange(size * factor, dtype=np.float64)
@@ -191,13 +200,20 @@ def _sources(node: Node, size: int, factor: int) -> list[int]:
         raise Gap(f'it maps coordinates by "{transformation}"')
     rounding = {"round_prefer_floor": lambda x: np.ceil(x - 0.5), "round_prefer_ceil": lambda x: np.floor(x + 0.5),
                 "floor": np.floor, "ceil": np.ceil}[node.get("nearest_mode", "round_prefer_floor")]
-    return rounding(places).clip(0, size - 1).astype(int).tolist()
+    return rounding(places).clip(0, size - 1).astype(int)
+
+
+def _blocks(net: Translation, node: Node) -> tuple[int, int]:
+    channels, block = net.shape(node.inputs[0])[1], node.get("blocksize")
+    if channels * block > LARGEST_KERNEL:
+        raise Gap(f"it rearranges {channels} channels in blocks of {block}")
+    return channels, block
 
 
 @FROM_ONNX.add("DepthToSpace")
 def depth_to_space(net: Translation, node: Node) -> None:
     """A Deconvolution whose kernels have a single 1."""
-    channels, block = net.shape(node.inputs[0])[1], node.get("blocksize")
+    channels, block = _blocks(net, node)
     count = channels // block ** 2
     place = np.arange(channels)
     if node.get("mode", "DCR") == "DCR":
@@ -212,7 +228,7 @@ def depth_to_space(net: Translation, node: Node) -> None:
 @FROM_ONNX.add("SpaceToDepth")
 def space_to_depth(net: Translation, node: Node) -> None:
     """A Convolution whose kernels have a single 1."""
-    channels, block = net.shape(node.inputs[0])[1], node.get("blocksize")
+    channels, block = _blocks(net, node)
     place = np.arange(channels * block ** 2)
     kernel = np.zeros((len(place), channels, block, block), np.float32)
     kernel[place, place % channels, place // channels // block, place // channels % block] = 1

@@ -73,6 +73,12 @@ class Node:
             setattr(layer.param, name, value)
         self.layer = layer
 
+    def weigh(self, top: str, weight: float) -> None:
+        """Sets the loss weight of an output."""
+        self.change()
+        self.layer.spec.loss_weight[:] = list(self.layer.spec.loss_weight) or [0.0] * len(self.outputs)
+        self.layer.spec.loss_weight[self.outputs.index(top)] = weight
+
 
 #: A pass changes a graph where it stands; several are run one after the other with `Graph.run`.
 Pass = Callable[["Graph"], None]
@@ -103,18 +109,21 @@ class Graph:
         latest = {name: (i, k) for i, step in enumerate(steps) for k, name in enumerate(step.top_names)}
         for i, step in enumerate(steps):
             tops = [names[i, k] for k in range(len(step.tops))]
-            if _is_input(step.layer):
+            if is_input(step.layer):
                 graph.inputs.update(zip(tops, step.shapes))
-            elif not _is_automatic(step, steps):
+            elif _is_automatic(step, steps):
+                if any(step.loss_weights) and (made := graph.producer(tops[0])):  # Caffe moved the weight to the split
+                    made.weigh(tops[0], step.loss_weights[0])
+            else:
                 blobs = [_owning(blob) for blob in step.layer.blobs]
                 graph.nodes.append(Node(
                     step.layer, [names[source] for source in step.sources], tops,
                     [steps[p].shapes[k] for p, k in step.sources], list(step.shapes),
                     [_array(blob) for blob in step.layer.blobs],
                     [owners.get(id(blob), (step.layer.name, j)) for j, blob in enumerate(blobs)]))
-        made = [names[latest[name]] for name in net.outputs]
-        made += [names[i, 0] for i, step in enumerate(steps) if step.top_names[:1] == [AUTOMATIC]]
-        graph.outputs = list(dict.fromkeys(made))
+        outputs = [names[latest[name]] for name in net.outputs]
+        outputs += [names[i, 0] for i, step in enumerate(steps) if step.top_names[:1] == [AUTOMATIC]]
+        graph.outputs = list(dict.fromkeys(outputs))
         return graph
 
     def run(self, passes: Iterable[Pass]) -> Graph:
@@ -271,7 +280,7 @@ def _is_automatic(step: Step, steps: Sequence[Step]) -> bool:
     return step.layer.name == f"{step.layer.spec.bottom[0]}_{steps[position].layer.name}_{top}_split"
 
 
-def _is_input(layer: Layer) -> bool:
+def is_input(layer: Layer) -> bool:
     """Whether a layer's tops come from outside: files, the user, or random numbers (not constants)."""
     if layer.type == "DummyData":
         return any(filler is not None and filler.type != "constant" for filler in layer._fillers)

@@ -17,7 +17,7 @@ from ..errors import NetError
 from ..layers import Shape
 from ..proto import Document
 from . import onnx_common, onnx_neuron, onnx_norm, onnx_pooling, onnx_recurrent, onnx_ssd, onnx_vision  # noqa: F401
-from .conversion import IMPORTERS
+from .conversion import IMPORTERS, Importer
 from .graph import Graph
 from .onnx_run import run_onnx
 from .onnx_writer import ONNX, Fixed, Writer, require_onnx
@@ -31,7 +31,7 @@ ONNX.add("Python")(Unsupported("it is code of the user's; replace the layer, or 
 
 def write(graph: Graph, path: str | os.PathLike[str], options: Options) -> None:
     """Writes the graph to the ONNX file at `path`; `UnsupportedLayer` for a layer that has no equivalent."""
-    writer = translate(graph, options.half)
+    writer = translate(graph, options.half, options.rename)
     try:
         require_onnx().checker.check_model(writer.model(with_weights=False), full_check=True)
     except Exception as error:
@@ -47,13 +47,13 @@ def run(path: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) -> dict[
     return run_onnx(path, {**inputs, **{f"{name}.v0": values for name, values in inputs.items()}})
 
 
-def translate(graph: Graph, half: bool = False) -> Writer:
+def translate(graph: Graph, half: bool = False, rename: Mapping[str, str] | None = None) -> Writer:
     """The operators for all nodes, with as many axes open as can be."""
     for candidate in ("NHW", "N", ""):
         axes = open_axes(graph, candidate)
         if axes is None:
             continue
-        writer = Writer(graph, axes, half)
+        writer = Writer(graph, axes, half, rename)
         try:
             for node in graph.nodes:
                 writer.emit(node, emitter(ONNX, node, "ONNX"))
@@ -106,13 +106,13 @@ def _shapes(graph: Graph, inputs: Mapping[str, Shape]) -> dict[str, Shape] | Non
     return shapes
 
 
-@IMPORTERS.add(".onnx")
-def read(path: str) -> Document:
+def read(path: str, inputs: Mapping[str, Shape]) -> Document:
     """The NetParameter, with its blobs, that an ONNX file is in Caffe; see `from_onnx`."""
     require_onnx()
     from .from_onnx import read_onnx
 
-    return read_onnx(path)
+    return read_onnx(path, inputs)
 
 
+IMPORTERS.add(".onnx")(Importer(read, run_onnx))
 TARGETS.add("onnx")(Target("onnx", "an ONNX file, for inference", ONNX, write, run, inference=True))

@@ -6,7 +6,7 @@ Weights stay in the net's memory until they are written: `save` puts them straig
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -24,6 +24,8 @@ OPSET = 17
 IR_VERSION = 8
 #: protobuf's limit for one message.
 LARGEST_FILE = (1 << 31) - 1
+#: Before an input's name: the metadata with its shape as the net has it, where the file leaves axes open.
+SHAPE_KEY = "input_shape/"
 #: TensorProto.FLOAT.
 FLOAT = 1
 HALF_MAX = float(np.finfo(np.float16).max)
@@ -46,12 +48,18 @@ class Fixed(Exception):
 
 
 class Writer:
-    """An ONNX graph in the making. `open_axes` are the axes of each value whose size is not fixed, `sizes` their names."""
+    """An ONNX graph in the making.
 
-    def __init__(self, graph: Graph, open_axes: dict[str, dict[int, str]], half: bool = False) -> None:
+    `open_axes` are, for each value, the axes whose size is not fixed, and a name for it; `half` and `rename` are those of
+    `Options`.
+    """
+
+    def __init__(self, graph: Graph, open_axes: dict[str, dict[int, str]], half: bool = False,
+                 rename: Mapping[str, str] | None = None) -> None:
         self.graph = graph
         self.open_axes = open_axes
         self.half = half
+        self.rename = rename or {}
         self.onnx = require_onnx()
         self.nodes: list[Any] = []
         #: By name: the values, and the type they are written in.
@@ -60,6 +68,7 @@ class Writer:
         self._node_names: set[str] = set()
         self._node: Node | None = None
         self._small: dict[tuple, str] = {}
+        self._params: dict[tuple, str] = {}
 
     def emit(self, node: Node, emitter: Callable[[Node, Writer], None]) -> None:
         """Lets an emitter write the operators of a node."""
@@ -74,7 +83,8 @@ class Writer:
         The operator that makes the layer's own top has the layer's name.
         """
         tops = [self.name(operator)] if outputs is None else [outputs] if isinstance(outputs, str) else list(outputs)
-        name = self._node.name if tops[0] in self._node.outputs else f"{self._node.name}/{operator}"
+        layer = self.rename.get(self._node.name, self._node.name)
+        name = layer if tops[0] in self._node.outputs else f"{layer}/{operator}"
         unique, number = name, 1
         while unique in self._node_names:
             number += 1
@@ -86,16 +96,16 @@ class Writer:
     def param(self, node: Node, index: int, shape: Shape | None = None) -> str:
         """A parameter of the layer, in another shape if one is given; shared ones are written once."""
         array = node.params[index] if shape is None else node.params[index].reshape(shape)
-        owner, number = node.owners[index] if index < len(node.owners) else (node.name, index)
-        name = f"{owner}/{number}"
-        known = self.tensors.get(name)
-        if known is not None and (known[0].shape != array.shape or not np.shares_memory(known[0], array)):
-            name = self._distinct(f"{node.name}/{index}")
-        return self._weight(name, array)
+        key = (array.__array_interface__["data"][0], array.shape, array.strides)
+        if key not in self._params:
+            owner, number = node.owners[index] if index < len(node.owners) else (node.name, index)
+            self._params[key] = self._weight(self._distinct(f"{self.rename.get(owner, owner)}/{number}"), array)
+        return self._params[key]
 
     def weight(self, array: np.ndarray, suffix: str) -> str:
         """Numbers computed from parameters, as a weight of the layer."""
-        return self._weight(self._distinct(f"{self._node.name}/{suffix}"), array)
+        layer = self.rename.get(self._node.name, self._node.name)
+        return self._weight(self._distinct(f"{layer}/{suffix}"), array)
 
     def constant(self, values: Any, dtype: Any = np.float32) -> str:
         """A constant that is none of the net's numbers; equal ones are written once."""
@@ -156,11 +166,10 @@ class Writer:
         if array.size and not np.abs(array).max() <= HALF_MAX:
             raise NetError(f"{self._node.where}: a parameter is {np.abs(array).max():g}, and float16 ends at "
                            f"{HALF_MAX:g}; convert without it", self._node.name)
-        if name not in self.tensors:
-            self.tensors[name] = array, np.dtype(np.float16)
-            self.nodes.append(self.onnx.helper.make_node("Cast", [name], [self._distinct(f"{name}/float")], f"{name}/Cast",
-                                                         to=FLOAT))
-        return f"{name}/float"
+        self.tensors[name] = array, np.dtype(np.float16)
+        single = self._distinct(f"{name}/float")
+        self.nodes.append(self.onnx.helper.make_node("Cast", [name], [single], f"{name}/Cast", to=FLOAT))
+        return single
 
     # -- the file ---------------------------------------------------------------------------------------------------
 
@@ -176,8 +185,11 @@ class Writer:
             else:
                 kind = helper.np_dtype_to_tensor_dtype(dtype)
                 graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
-        return helper.make_model(graph, producer_name="caffe-compat", ir_version=IR_VERSION,
-                                 opset_imports=[helper.make_opsetid("", OPSET)])
+        model = helper.make_model(graph, producer_name="caffe-compat", ir_version=IR_VERSION,
+                                  opset_imports=[helper.make_opsetid("", OPSET)])
+        shapes = {f"{SHAPE_KEY}{value}": "x".join(map(str, shape)) for value, shape in self.graph.inputs.items()}
+        helper.set_model_props(model, shapes)
+        return model
 
     def _info(self, value: str, shape: Shape) -> Any:
         node = self.graph.producer(value)

@@ -1,7 +1,8 @@
-"""Passes that leave out: what only training needs, what nothing reads. `fold` has those that compute."""
+"""Which passes a conversion takes, and those that leave out what it does not need; `fold` has those that compute."""
 
 from __future__ import annotations
 
+from ..errors import NetError
 from .fold import fold, preprocess
 from .graph import Graph, Node, Pass
 from .targets import Options
@@ -35,8 +36,7 @@ def is_measure(node: Node) -> bool:
 def drop_losses(graph: Graph) -> None:
     """Takes out losses and accuracies, and what only they read: labels, and layers on the way to them.
 
-    What they judge becomes an output where nothing else reads it. A net whose outputs all are losses keeps the values
-    that the losses compare first of their bottoms.
+    What they judge becomes an output where nothing else reads it. Raises `NetError` for a net that is nothing else.
     """
     dropped = [node for node in graph.nodes if is_measure(node)]
     if not dropped:
@@ -48,6 +48,8 @@ def drop_losses(graph: Graph) -> None:
     outputs = [value for value in graph.outputs if value not in made]
     outputs += [value for value in judged if value not in read and value not in graph.inputs]
     graph.outputs = list(dict.fromkeys(outputs))
+    if not graph.outputs:
+        raise NetError(f"{graph.name}: without its losses nothing is left of this net; keep them")
     drop_unused(graph)
 
 

@@ -86,7 +86,8 @@ class Target:
 
     `write(graph, path, options)` writes files, whole or not at all, after the passes have run. `run(path, inputs)`
     reads them back and returns every value that the format lets one see, by its name in the graph, outputs at least.
-    `emitters` has an entry a layer type. `inference` is set where the format is for inference alone.
+    `emitters` has an entry a layer type; `exceptions` are limits of the format's own, or `Unsupported`, that take their
+    place in the table of `support`. `inference` is set where the format is for inference alone.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Target:
     write: Callable[[Graph, str | os.PathLike[str], Options], None]
     run: Callable[[str | os.PathLike[str], Mapping[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     inference: bool = False
+    exceptions: Mapping[str, str | Unsupported] = field(default_factory=dict)
 
 
 #: The targets by the name that `--to` takes.
@@ -126,20 +128,19 @@ def support() -> dict[str, dict[str, str]]:
 
     The limits are the `limits` attribute of an emitter, if it has one.
     """
-    return {kind: {name: _support(kind, TARGETS.get(name).emitters) for name in TARGETS.names()}
-            for kind in LAYERS.names()}
+    return {kind: {name: _support(kind, TARGETS.get(name)) for name in TARGETS.names()} for kind in LAYERS.names()}
 
 
-def _support(kind: str, emitters: Registry[Any]) -> str:
+def _support(kind: str, target: Target) -> str:
     if kind in HANDLED:
         return HANDLED[kind]
-    if kind not in emitters:
+    if kind not in target.emitters:
         return "no: nobody has registered how"
-    entry = emitters.get(kind)
-    if isinstance(entry, Unsupported):
-        return f"no: {entry.reason}"
-    limits = getattr(entry, "limits", "")
-    return f"yes: {limits}" if limits else "yes"
+    entry = target.emitters.get(kind)
+    found = target.exceptions.get(kind, entry if isinstance(entry, Unsupported) else getattr(entry, "limits", ""))
+    if isinstance(found, Unsupported):
+        return f"no: {found.reason}"
+    return f"yes: {found}" if found else "yes"
 
 
 def limited(limits: str) -> Callable[[Entry], Entry]:

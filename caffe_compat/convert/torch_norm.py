@@ -108,7 +108,11 @@ class MVN(nn.Module):
         x = x - x.mean(self.axes, keepdim=True)
         if not self.normalize_variance:
             return x
-        return x / (x.square().mean(self.axes, keepdim=True).sqrt() + self.eps)
+        with torch.no_grad():
+            deviation = x.square().mean(self.axes, keepdim=True).sqrt()
+            y = x / (deviation + self.eps)
+        along = (x * y).mean(self.axes, keepdim=True)  # for Caffe's gradient, which is 0 where nothing varies
+        return x / (deviation + (along - along.detach()) + self.eps)
 
 
 @TORCH.add("Scale")

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import keyword
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import nn
 
+from ..errors import NetError, did_you_mean
 from .graph import Graph, Node
 from .targets import emitter
-from .torch_module import TORCH, Module, refuse
+from .torch_module import TORCH, Module, refuse, short
 
 #: Names that an argument or a variable of `forward` cannot have, and those that a submodule cannot.
 _RESERVED = {*keyword.kwlist, "self"}
@@ -54,7 +55,8 @@ CAFFE_NAMES = {names}
 class Model:
     """A graph with the torch module of each node: `modules` by attribute, which `layers` gives Caffe's name of.
 
-    Raises `UnsupportedLayer` for the first layer that torch has no equivalent for.
+    Raises `UnsupportedLayer` for the first layer that torch has no equivalent for, and `NetError` where `rename` names a
+    layer that is not there.
     """
 
     graph: Graph
@@ -64,7 +66,11 @@ class Model:
         self.modules: dict[str, Module] = {}
         self.layers: dict[str, str] = {}
         self.nodes: dict[str, Node] = {}
-        taken = set(_TAKEN)
+        taken, known = set(_TAKEN), [node.name for node in self.graph.nodes]
+        for name in self.rename:
+            if name not in known:
+                raise NetError(f'there is no layer "{name}" to rename in what is written{did_you_mean(name, known)}; there are '
+                               f"{', '.join(known)}", name)
         for node in self.graph.nodes:
             made = emitter(TORCH, node, "torch")(node)
             name = unique(identifier(self.rename.get(node.name, node.name)), taken)
@@ -144,7 +150,7 @@ class _Forward:
             dead = {value: self.variables.pop(value) for value in list(self.variables)
                     if self.last.get(value, -1) <= i and value not in self.inputs}
             tops = [self._variable(value, i) for value in node.outputs]
-            written.append(f"{', '.join(tops)} = {call}" if len(tops) != 1 else f"{tops[0]} = {call}")
+            written.append(f"{', '.join(tops)} = {call}")
             gone = [variable for variable in dead.values() if variable not in (self.chain, "_", *tops)]
             if gone and i + 1 < len(self.graph.nodes):
                 written.append(f"del {', '.join(gone)}")
@@ -153,8 +159,15 @@ class _Forward:
             ((blob, variable),) = found.items()
             return [*written, f"return {variable}"], list(self.inputs.values()), [f"Returns {_plain(blob)}."]
         items = ", ".join(f"{quoted(blob)}: {variable}" for blob, variable in found.items())
-        names = ", ".join(map(_plain, found))
+        names = ", ".join(map(self._described, self.graph.outputs))
         return [*written, f"return {{{items}}}"], list(self.inputs.values()), [f"Returns a dict of {names}."]
+
+    def _described(self, value: str) -> str:
+        """An output's name for the docstring, with its weight in the loss if it has one of its own."""
+        node = self.graph.producer(value)
+        weights = list(node.layer.spec.loss_weight) if node else []
+        weight = weights[node.outputs.index(value)] if weights else 1
+        return _plain(self.graph.blob(value)) + (f" (weight {short(weight)} in the loss)" if weight not in (0, 1) else "")
 
     def _call(self, name: str, node: Node) -> str:
         made = self.model.modules[name]
@@ -177,8 +190,11 @@ class _Forward:
 
 
 def identifier(name: str) -> str:
-    """`name` with every character that a Python name cannot have replaced by an underscore."""
-    word = re.sub(r"\W", "_", name, flags=re.ASCII)
+    """`name` with every character that a Python name cannot have replaced by an underscore.
+
+    It begins with one underscore at most: Python takes two for a class's private name.
+    """
+    word = re.sub(r"^_{2,}", "_", re.sub(r"\W", "_", name, flags=re.ASCII))
     return f"_{word}" if not word or word[0].isdigit() else word
 
 
@@ -194,7 +210,7 @@ def unique(name: str, taken: set[str]) -> str:
 
 def _class_name(title: str, taken: set[str]) -> str:
     word = "".join(part[:1].upper() + part[1:] for part in re.split(r"\W+", title, flags=re.ASCII) if part)
-    return unique(identifier(word if title != "A net" else "Net"), {*taken, *keyword.kwlist})
+    return unique(identifier(word if title != "A net" else "Net"), {*taken, *keyword.kwlist, "Any", "F", "Tensor"})
 
 
 def _imports(code: str) -> str:
@@ -227,5 +243,5 @@ def _literal(names: dict[str, str]) -> str:
     return "{\n" + "".join(f"    {quoted(key)}: {quoted(value)},\n" for key, value in names.items()) + "}"
 
 
-def _indented(lines: Iterable[str], indent: Callable[[str], str] = lambda line: f"        {line}") -> str:
-    return "\n".join(map(indent, lines))
+def _indented(lines: Iterable[str]) -> str:
+    return "\n".join(f"        {line}" for line in lines)

@@ -48,7 +48,8 @@ def write_weights(model: Model, path: Path, half: bool = False) -> None:
     state = {key: _tensor(key, values, half) for key, values in model.state().items()}
     if path.suffix == ".safetensors":
         blobs = {f"{name}.{key}": f"{model.layers[name]}/{j}" for name, made in model.modules.items()
-                 for j, key in enumerate(made.state)}
+                 for j, (key, values) in enumerate(made.state.items())
+                 if j < len(model.nodes[name].params) and values.dtype == np.float32}
         metadata = {"format": "pt", "caffe_names": json.dumps(model.caffe_names()), "caffe_blobs": json.dumps(blobs),
                     "tied": json.dumps(model.ties),
                     "prototxt": proto.dump_text(model.graph.to_document(weights=False).message)}
@@ -65,8 +66,9 @@ def write_weights(model: Model, path: Path, half: bool = False) -> None:
 
 def _tensor(key: str, values: np.ndarray, half: bool) -> Tensor:
     if not half or values.dtype != np.float32:
-        return torch.from_numpy(np.ascontiguousarray(values))
-    small = np.asarray(values, np.float16)
+        return torch.from_numpy(values if values.flags.c_contiguous and values.flags.writeable else values.copy("C"))
+    with np.errstate(over="ignore"):
+        small = np.asarray(values, np.float16)
     if np.isinf(small).any() and not np.isinf(values).any():
         raise WeightError(f"{key}: the largest value is {np.abs(values).max():g}, beyond float16's 65504; convert without "
                           "--half")
@@ -87,8 +89,16 @@ def _safetensors() -> Any:
 def load_module(folder: str | os.PathLike[str]) -> nn.Module:
     """The module of an export, in evaluation mode and float32, with its weights. Runs the folder's model.py."""
     state, ties = read_state(Path(folder))
-    state = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    return make_module(read_source(Path(folder)), state, ties).eval()
+    wide = {key: value.float() if value.is_floating_point() else value for key, value in state.items() if key not in ties}
+    source = read_source(Path(folder))
+    try:
+        return make_module(source, wide, ties).eval()
+    except Exception as error:  # it is the user's file by now
+        raise CaffeError(f"{Path(folder) / SOURCE}: cannot be used with its weights: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def make_module(source: str, state: Mapping[str, Tensor], ties: Mapping[str, str]) -> nn.Module:
@@ -113,10 +123,10 @@ def _tensor_of(module: nn.Module, key: str) -> Tensor:
     return getattr(module.get_submodule(owner), name)
 
 
-def to_module(graph: Graph, rename: Mapping[str, str] | None = None) -> nn.Module:
-    """The graph as a torch module, sharing the graph's memory where it can, in the mode of the graph's phase."""
+def to_module(graph: Graph, rename: Mapping[str, str] | None = None, share: bool = False) -> nn.Module:
+    """The graph as a torch module in the mode of the graph's phase; with `share` in the graph's memory where it can be."""
     model = Model(graph, dict(rename or {}))
-    state = {key: _tensor(key, values, False) for key, values in model.state().items()}
+    state = {key: _tensor(key, values if share else values.copy("C"), False) for key, values in model.state().items()}
     return make_module(model.source(_LOAD[".pth"]), state, model.ties).train(graph.training)
 
 
@@ -133,9 +143,10 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     path = folder / f"{WEIGHTS}.pth"
     if path.exists():
         try:
-            return torch.load(path, weights_only=True, map_location="cpu"), {}
-        except (RuntimeError, ValueError, OSError, EOFError, KeyError) as error:
-            raise WeightError(f"{path}: not a state dict: {error}") from None
+            state = torch.load(path, weights_only=True, map_location="cpu")
+            return state, _ties(state)
+        except Exception as error:  # of what kinds a damaged file's are, torch does not say
+            raise WeightError(f"{path}: not a state dict: {_first_line(error)}") from None
     path = folder / f"{WEIGHTS}.safetensors"
     if not path.exists():
         raise CaffeError(f"{folder}: there are no weights: neither {WEIGHTS}.pth nor {WEIGHTS}.safetensors")
@@ -150,18 +161,28 @@ def read_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightError(f"{path}: {error}") from None
 
 
+def _ties(state: Mapping[str, Tensor]) -> dict[str, str]:
+    """Keys whose tensor is in the same memory as another's that comes before."""
+    first: dict[tuple, str] = {}
+    return {key: known for key, value in state.items() if value.numel()
+            and (known := first.setdefault((value.data_ptr(), value.shape), key)) != key}
+
+
 def run_torch(folder: str | os.PathLike[str], inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Runs an export; every blob, in its last version, by Caffe's name."""
     module = load_module(folder)
     document = proto.read_text(Path(folder) / NET, "NetParameter")
+    wanted = [blob for spec in document.message.layer if spec.type == "Input" for blob in spec.top]
+    if missing := [blob for blob in wanted if blob not in inputs]:
+        raise CaffeError(f"{os.fspath(folder)}: takes {', '.join(wanted)}; no values were given for {', '.join(missing)}")
     tops = {spec.name: list(spec.top) or [spec.name] for spec in document.message.layer}
     names = caffe_names(read_source(Path(folder)))
     blobs: dict[str, np.ndarray] = {}
     for name, child in module.named_children():
-        child.register_forward_hook(_keep(blobs, tops[names.get(name, name)]))
+        if names.get(name, name) in tops:
+            child.register_forward_hook(_keep(blobs, tops[names.get(name, name)]))
     with torch.no_grad():
-        module(*(torch.from_numpy(inputs[blob]) for spec in document.message.layer if spec.type == "Input"
-                 for blob in spec.top))
+        module(*(torch.from_numpy(inputs[blob]) for blob in wanted))
     return blobs
 
 
@@ -181,9 +202,12 @@ def _keep(blobs: dict[str, np.ndarray], tops: list[str]) -> Any:
 
 def caffe_names(source: str) -> dict[str, str]:
     """The name map of a model file, read without running it."""
-    for statement in ast.parse(source).body:
-        if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "CAFFE_NAMES":
-            return ast.literal_eval(statement.value)
+    try:
+        for statement in ast.parse(source).body:
+            if isinstance(statement, ast.Assign) and getattr(statement.targets[0], "id", "") == "CAFFE_NAMES":
+                return dict(ast.literal_eval(statement.value))
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError) as error:
+        raise CaffeError(f"{SOURCE}: cannot be read: {error}") from None
     return {}
 
 

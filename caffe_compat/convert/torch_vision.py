@@ -11,6 +11,9 @@ from .graph import Node
 from .targets import limited
 from .torch_module import TORCH, Module, given, module, refuse, same, weighted
 
+#: torch's transposed convolutions on the CPU crash the process (2.13) for some strides of more than 13,000.
+LARGEST_STRIDE = 4096
+
 
 @TORCH.add("Convolution")
 @limited("kernels of one to three axes")
@@ -30,6 +33,8 @@ def _kernels(node: Node, classes: dict[int, type[nn.Module]]) -> Module:
     axes = len(window.kernel)
     if axes not in classes:
         raise refuse(node, f"its kernel has {axes} spatial axes, torch's have one to three")
+    if node.type == "Deconvolution" and max(window.stride) > LARGEST_STRIDE:
+        raise refuse(node, f"torch fails for strides above {LARGEST_STRIDE}, found {max(window.stride)}")
     options = given(stride=(same(window.stride), 1), padding=(same(window.pad), 0), dilation=(same(window.dilation), 1),
                     groups=(node.param.group, 1), bias=(len(node.params) > 1, True))
     made = module(classes[axes], layer.channels, node.param.num_output, same(window.kernel), **options)

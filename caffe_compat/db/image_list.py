@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..trust import check_readable
 from .batches import Items
 from .datum import convert_all, read_image
 
@@ -60,6 +61,8 @@ class ListItems(Items):
         seed: int, where: str,
     ) -> None:
         self._images = read_image_list(source)
+        for image in self._images:
+            check_readable(root + image.name, where)
         self._source, self._root, self._where = source, root, where
         self._read = partial(read_image, color=color, size=size)
         self._shuffle, self._seed = shuffle, seed

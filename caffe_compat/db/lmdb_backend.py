@@ -6,7 +6,10 @@ import os
 from collections.abc import Iterator
 from itertools import pairwise
 
-import lmdb
+try:
+    import lmdb
+except ModuleNotFoundError:  # where the package has no build: these databases are then out of reach, all else is not
+    lmdb = None
 
 from ..errors import DataError
 from .database import BACKENDS, Database, Record, Store
@@ -50,6 +53,7 @@ class LMDBStore(Store):
 
     def __init__(self, path: str) -> None:
         self._path = path
+        _need_lmdb(path)
         # A half-written database is thrown away, so it is enough to sync once, in `close`.
         self._environment = lmdb.open(path, map_size=FIRST_MAP_SIZE, sync=False, metasync=False)
         self._last = b""
@@ -79,8 +83,14 @@ class LMDBStore(Store):
             os.remove(lock)  # nobody else can have opened the database yet
 
 
+def _need_lmdb(path: str) -> None:
+    if lmdb is None:
+        raise DataError(f"{path}: LMDB databases need the package lmdb: pip install lmdb")
+
+
 def _open_environment(path: str) -> lmdb.Environment:
     """The environment, read-only. If there is a lock file someone may be writing, so it is used; none is made."""
+    _need_lmdb(path)
     if not os.access(os.path.join(path, LMDB.marker), os.R_OK):
         raise DataError(f"{path}: there is no permission to read data.mdb; change its mode or owner")
     lock = os.access(os.path.join(path, "lock.mdb"), os.R_OK | os.W_OK)

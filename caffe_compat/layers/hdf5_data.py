@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import proto
 from ..db.batches import Batches
 from ..errors import DataError
+from ..trust import check_readable, check_writable
 from .base import Layer, Shape, layer
 from .data import ReadingLayer, draw_seed
 
@@ -132,6 +133,8 @@ class HDF5Data(ReadingLayer):
             raise DataError(f"{self.where}: the list of HDF5 files, {source!r}, cannot be read: {error}") from error
         if not files:
             raise DataError(f"{self.where}: {source} lists no HDF5 file; write one or more paths into it")
+        for path in files:
+            check_readable(path, self.where)
         log.info("Number of HDF5 files: %d", len(files))
         seed = draw_seed(self) if self.param.shuffle else 0
         return HDF5Batches(files, list(self.spec.top), self.batch_size(), self.param.shuffle, seed, self.where)
@@ -166,6 +169,7 @@ class HDF5Output(Layer):
         if self._written:
             raise DataError(f"{self.where}: {path} has been written already by this layer; HDF5Output writes one "
                             "forward pass")
+        check_writable(path, self.where)
         log.info("Saving HDF5 file %s", path)
         with proto.replacing(path) as temporary, h5py.File(temporary, "w") as file:
             for name, bottom in (("data", data), ("label", label)):

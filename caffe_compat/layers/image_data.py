@@ -8,6 +8,7 @@ from ..db.batches import Batches, ImageBatches
 from ..db.image_list import ListItems
 from ..db.transform import Transformer
 from ..db.windows import WindowBatches, read_windows
+from ..trust import check_readable
 from .base import layer
 from .data import ReadingLayer, draw_seed
 
@@ -54,5 +55,7 @@ class WindowData(ReadingLayer):
         if transform.HasField("scale"):
             log.warning("%s: WindowData does not use transform_param.scale; set window_data_param.scale", self.where)
         windows = read_windows(param.source, param.root_folder, param.fg_threshold, param.bg_threshold)
+        for path in windows.paths:
+            check_readable(path, self.where)
         transformer = Transformer(transform, self.training, self.where)
         return WindowBatches(windows, param, transformer, draw_seed(self), self.where)

@@ -12,6 +12,9 @@ from torch.autograd.function import once_differentiable
 
 from .base import Layer, Shape, format_shape, layer
 
+#: Stands for an eps of 0, which torch does not always take: lost in rounding beside any float32 variance but 0.
+NO_EPS = torch.finfo(torch.float32).tiny
+
 
 @layer("LRN", param="lrn_param")
 class LRN(Layer):
@@ -122,15 +125,15 @@ class BatchNorm(Layer):
     def forward(self, x: Tensor) -> Tensor:
         mean_sum, variance_sum, divisor = (blob.tensor for blob in self.blobs)
         scale, shift = self.scale.learned if self.scale else (None, None)
+        eps = max(self.param.eps, NO_EPS)
         if not self.by_batch:
             mean, variance = self._statistics(mean_sum, variance_sum, divisor)
-            return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, self.param.eps)
+            return F.batch_norm(x, mean, variance, scale, shift, False, 0.0, eps)
         mean, variance = torch.zeros_like(mean_sum), torch.zeros_like(variance_sum)
         if x.numel() == self.channels:  # m = 1: torch has no variance for it, Caffe's is 0
             mean = x.detach().flatten()
-            y = F.batch_norm(x - x, torch.zeros_like(mean), variance, scale, shift, False, 0.0, self.param.eps)
+            y = F.batch_norm(x - x, torch.zeros_like(mean), variance, scale, shift, False, 0.0, eps)
         else:  # with a momentum of 1, torch's running statistics are just those of this batch
-            eps = max(self.param.eps, torch.finfo(torch.float32).tiny)  # torch takes no 0 here
             y = F.batch_norm(x, mean, variance, scale, shift, True, 1.0, eps)
         fraction = self.param.moving_average_fraction
         with torch.no_grad():
@@ -291,6 +294,6 @@ class Scale(Broadcast):
             bias = self.blobs[0].tensor if self.param.bias_term else None
         if self.per_channel:
             # a batch normalization by mean 0 and variance 1 is torch's fastest scale and shift, above all backward
-            return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, bias, False, 0.0, 0.0)
+            return F.batch_norm(x, torch.zeros_like(scale), torch.ones_like(scale), scale, bias, False, 0.0, NO_EPS)
         scale = scale.reshape(self.operand_view)
         return x * scale if bias is None else torch.addcmul(bias.reshape(self.operand_view), x, scale)

@@ -197,7 +197,7 @@ class Pooling(Pooler):
             raise self.error(f"the bottom was set up with {self.axes + 2} axes, now it is {format_shape(shape)}")
         pool = self._pool(shape[2:])
         self.check(pool)
-        check_padded(self, shape, pool.window.pad)
+        check_padded(self, shape, pool.margins)
         return [(*shape[:2], *pool.outputs)] * len(self.spec.top)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:

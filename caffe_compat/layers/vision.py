@@ -13,6 +13,9 @@ from .base import Layer, Shape, format_shape, layer
 from .image_products import convolve_images
 from .windows import Window, channels_last, check_padded, columns, convolve, convolve_transposed, window_of
 
+#: torch's transposed convolutions on the CPU crash the process (2.13) for some strides of more than 13,000.
+_TORCH_STRIDE = 4096
+
 
 class SlidingKernels(Layer):
     """What Convolution and Deconvolution share: learned kernels that slide over the axes after `axis` (channels).
@@ -49,7 +52,7 @@ class SlidingKernels(Layer):
         if any(size < 1 for size in spatial):
             raise self.error(f"the kernel does not fit: bottom {format_shape(shape)}, {self.window}, which would give "
                              f"the spatial size {' x '.join(map(str, spatial))}")
-        check_padded(self, shape, self.window.pad)
+        check_padded(self, shape, [(p, p) for p in self.window.pad])
         return [(*shape[:self.axis], self.param.num_output, *spatial)] * len(shapes)
 
     def forward(self, *bottoms: Tensor) -> tuple[Tensor, ...]:
@@ -115,7 +118,7 @@ class Deconvolution(SlidingKernels):
     def _operation(self) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
         window, group = self.window, self.param.group
         kernels = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}.get(len(window.kernel))
-        if kernels is None:
+        if kernels is None or max(window.stride) > _TORCH_STRIDE:
             return partial(convolve_transposed, window=window, group=group)
         return partial(kernels, stride=window.stride, padding=window.pad, dilation=window.dilation, groups=group)
 
@@ -141,7 +144,7 @@ class Im2col(Layer):
         spatial = correlated_sizes(shape[self.axis + 1:], self.window)
         if any(size < 1 for size in spatial):
             raise self.error(f"the window does not fit: bottom {format_shape(shape)}, {self.window}")
-        check_padded(self, shape, self.window.pad)
+        check_padded(self, shape, [(p, p) for p in self.window.pad])
         return [(*shape[:self.axis], shape[self.axis] * prod(self.window.kernel), *spatial)]
 
     def forward(self, x: Tensor) -> Tensor:

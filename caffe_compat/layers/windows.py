@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -50,11 +51,12 @@ def window_of(layer: Layer, axes: int, *, pairs: bool = False, kernel: Shape | N
     return Window(kernel, stride, pad, dilation)
 
 
-def check_padded(layer: Layer, shape: Shape, pad: Shape) -> None:
-    """Refuses padding that would take more memory than there is; `pad` is for the last axes of the bottom's `shape`."""
-    padded_shape = (*shape[:-len(pad) or None], *(n + 2 * p for n, p in zip(shape[-len(pad):], pad)))
-    if wrong := memory.impossible(padded_shape) or memory.too_much(4 * prod(padded_shape)):
-        raise layer.error(f"padded by {' x '.join(map(str, pad))}: {wrong}")
+def check_padded(layer: Layer, shape: Shape, margins: Sequence[tuple[int, int]]) -> None:
+    """Refuses a bottom that would take too much memory with (before, after) positions added at its last axes."""
+    first = len(shape) - len(margins)
+    whole = (*shape[:first], *(max(n + sum(margin), 0) for n, margin in zip(shape[first:], margins)))
+    if wrong := memory.impossible(whole) or memory.too_much(4 * prod(whole)):
+        raise layer.error(f"with the positions that the window reaches beyond the bottom, {wrong}")
 
 
 def _per_axis(layer: Layer, name: str, field: str, axes: int, default: int | None, pairs: bool) -> Shape:

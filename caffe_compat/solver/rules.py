@@ -164,6 +164,11 @@ class Adam(UpdateRule):
 
     slots = 2
 
+    def check(self) -> None:
+        for name in ("momentum", "momentum2"):
+            if not 0 <= getattr(self.param, name) < 1:  # the correction divides by 0, or takes the root of less
+                raise SolverError(f"{self.where}: {name} is {getattr(self.param, name):g}, expected 0 <= {name} < 1")
+
     def deltas(self, grads: Tensors, history: list[Tensors], rate: float, iteration: int) -> Tensors:
         first, second, t = self.param.momentum, self.param.momentum2, iteration + 1
         torch._foreach_mul_(history[0], first)

@@ -11,7 +11,7 @@ import argparse
 from ..check import Options, compare
 from ..check.compare import TOLERANCE
 from ..errors import CaffeError
-from .flags import add_python_flag, add_weight_flags, device_of, flag, pairs, weight_options
+from .flags import add_path_flag, add_python_flag, add_weight_flags, device_of, flag, pairs, weight_options
 
 QUIET = True
 HELP = "compare two models (Caffe, torch, ONNX, recording) blob by blob"
@@ -36,8 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(parser, "gpu", help="the GPU to run Caffe nets and torch modules on; without it the CPU")
     parser.add_argument("--blob-map", action="append", default=[], metavar="OLD=NEW", help="a blob's names in A and B")
     parser.add_argument("--allow-code", action="store_true", help="run a torch export's model.py, which is code")
-    parser.add_argument("--allow-paths", action="store_true",
-                        help="open the files that a net names also outside of its own folder and the working folder")
+    add_path_flag(parser)
     add_weight_flags(parser)
     add_python_flag(parser)
 

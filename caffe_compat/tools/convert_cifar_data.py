@@ -42,18 +42,22 @@ def convert_cifar_data(
 
     Returns the number of images in each. Raises `DataError` for missing or damaged files and for databases that exist.
     """
-    source, output = Path(source), Path(output_folder)
+    splits, output = read_cifar(source, shuffle_seed), Path(output_folder)
+    output.mkdir(parents=True, exist_ok=True)
+    return {phase: _write(output / f"cifar10_{phase}_{backend.lower()}", split, backend)
+            for phase, split in splits.items()}
+
+
+def read_cifar(source: str | os.PathLike[str], shuffle_seed: int | None = 0) -> dict[str, Split]:
+    """The images of `train` and `test`, in the order in which `convert_cifar_data` writes them."""
+    source = Path(source)
     if not source.exists():
         raise DataError(f"{source}: there is no such folder or file (relative paths start at the working folder, "
                         f"{Path.cwd()})")
     if source.is_dir() and any((source / name).exists() for names in BATCHES.values() for name in names):
-        splits = {phase: _read_batches([source / name for name in names]) for phase, names in BATCHES.items()}
-    else:
-        files = _files_in_folder(source) if source.is_dir() else _files_in_tar(source)
-        splits = {phase: _read_images(source, phase, files, shuffle_seed) for phase in BATCHES}
-    output.mkdir(parents=True, exist_ok=True)
-    return {phase: _write(output / f"cifar10_{phase}_{backend.lower()}", split, backend)
-            for phase, split in splits.items()}
+        return {phase: _read_batches([source / name for name in names]) for phase, names in BATCHES.items()}
+    files = _files_in_folder(source) if source.is_dir() else _files_in_tar(source)
+    return {phase: _read_images(source, phase, files, shuffle_seed) for phase in BATCHES}
 
 
 def _write(path: Path, split: Split, backend: str) -> int:

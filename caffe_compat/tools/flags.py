@@ -38,6 +38,12 @@ def add_python_flag(parser: argparse.ArgumentParser) -> None:
          help="import the modules that Python layers in the network file name, and run them")
 
 
+def add_path_flag(parser: argparse.ArgumentParser) -> None:
+    """--allow-paths, for commands that look at nets without running them on their data."""
+    parser.add_argument("--allow-paths", action="store_true",
+                        help="open the files that a net names also outside of its own folder and the working folder")
+
+
 def add_weight_flags(parser: argparse.ArgumentParser) -> None:
     """--map, --skip and --reshape: how files of weights that do not fit a net are loaded all the same."""
     parser.add_argument("--map", action="append", default=[], metavar="OLD=NEW",

@@ -8,8 +8,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-import h5py
-
 from .. import hdf5, proto
 from ..cost import RULE, layer_costs
 from ..db import open_database
@@ -18,8 +16,9 @@ from ..errors import CaffeError, DataError, ParseError
 from ..layers.base import format_shape
 from ..net import Net
 from ..proto import Document
+from ..trust import confined_to
 from ..weights import read_weights
-from .flags import add_python_flag, flag
+from .flags import add_path_flag, add_python_flag, flag
 
 QUIET = True
 HELP = "show what is in a prototxt, caffemodel, solverstate, binaryproto, HDF5 file or database"
@@ -33,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     flag(parser, "phase", default="TEST", choices=("TRAIN", "TEST"), help="the phase to show a net in (default TEST)")
     flag(parser, "level", type=int, help="the level of the NetState")
     flag(parser, "stage", default="", help="stages of the NetState, separated by commas")
+    add_path_flag(parser)
     add_python_flag(parser)
 
 
@@ -64,7 +64,8 @@ def show_text(path: str, args: argparse.Namespace) -> None:
     _heading(document, "net")
     stages = [stage for stage in args.stage.split(",") if stage]
     try:
-        net = Net(document, args.phase, level=args.level, stages=stages, keep_blobs=False)
+        with confined_to(path, args.allow_paths):
+            net = Net(document, args.phase, level=args.level, stages=stages, keep_blobs=False)
     except DataError as error:
         print(f"shapes are not known: {error}")
         table(["layer", "type", "bottoms", "tops"], [
@@ -113,15 +114,11 @@ def show_weights(document: Document) -> None:
 
 def show_hdf5(path: str) -> None:
     """Weights, a solver state, or any HDF5 file's data sets."""
-    with h5py.File(path, "r") as file:
-        kind = "weights" if "data" in file and isinstance(file["data"], h5py.Group) else "data"
-        if kind == "data":
-            print(f"{path}: HDF5")
-            rows: list[list[str]] = []
-            file.visititems(lambda name, item: rows.append([name, format_shape(item.shape), str(item.dtype)])
-                            if isinstance(item, h5py.Dataset) else None)
-            table(["data set", "shape", "type"], rows)
-            return
+    data_sets = hdf5.list_data_sets(path)
+    if not any(name.startswith("data/") for name, _, _ in data_sets):
+        print(f"{path}: HDF5")
+        table(["data set", "shape", "type"], [[name, format_shape(shape), dtype] for name, shape, dtype in data_sets])
+        return
     document = read_weights(path)
     _heading(document, "weights (HDF5)")
     show_weights(document)

@@ -69,9 +69,10 @@ def local_response(n: NetSpec, name: str, bottom: Top) -> Top:
     return n[name]
 
 
-def batch_norm(n: NetSpec, name: str, scale: str, bottom: Top, in_place: bool = True) -> Top:
-    """A BatchNorm layer that uses the stored statistics, and the Scale layer that learns its factors and biases."""
-    n[name] = L.BatchNorm(bottom, use_global_stats=True, in_place=in_place)
+def batch_norm(n: NetSpec, name: str, scale: str, bottom: Top, in_place: bool = True, frozen: bool = True) -> Top:
+    """A BatchNorm layer, and the Scale layer that learns its factors and biases. A `frozen` one uses the stored
+    statistics, also while training; else it does so in testing alone."""
+    n[name] = L.BatchNorm(bottom, in_place=in_place, **({"use_global_stats": True} if frozen else {}))
     n[scale] = L.Scale(n[name], bias_term=True, in_place=True)
     return n[scale]
 
@@ -97,7 +98,7 @@ def deploy(name: str, shape: Sequence[int], body: Body, *, input_layer: str = "d
     return message
 
 
-def data_layers(n: NetSpec, sources: tuple[str, str], batch_sizes: tuple[int, int], *, name: str = "data",
+def data_layers(n: NetSpec, sources: Sequence[str], batch_sizes: tuple[int, int], *, name: str = "data",
                 mirror: bool = False, **transform: Any) -> None:
     """`n.data` and `n.label` from one LMDB for training and another for testing; `mirror` is for training only."""
     for phase, source, batch_size in zip((TRAIN, TEST), sources, batch_sizes, strict=True):
@@ -115,10 +116,12 @@ def accuracy(n: NetSpec, name: str, scores: Top, **fields: Any) -> None:
     n[name] = L.Accuracy(scores, n.label, include={"phase": TEST}, **fields)
 
 
-def train_val(name: str, n: NetSpec, body: Body) -> Any:
-    """The data layers in `n`, then `body`, `accuracy` and `loss`."""
+def train_val(name: str, n: NetSpec, body: Body, *, top_5: bool = False) -> Any:
+    """The data layers in `n`, then `body`, `accuracy` (with `top_5` also `accuracy_top_5`) and `loss`."""
     scores = body(n)
     accuracy(n, "accuracy", scores)
+    if top_5:
+        accuracy(n, "accuracy_top_5", scores, top_k=5)
     n.loss = L.SoftmaxWithLoss(scores, n.label)
     message = n.to_proto()
     message.name = name

@@ -6,6 +6,7 @@ import json
 from functools import cache
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from caffe_compat import proto
 from caffe_compat.convert import UnsupportedLayer
 from caffe_compat.convert.onnx_writer import ONNX
 from caffe_compat.convert.targets import HANDLED, Unsupported
-from caffe_compat.layers import LAYERS
+from caffe_compat.layers import LAYERS, Layer, layer
 from caffe_compat.net import Net
 
 pytest.importorskip("onnx", reason="needs onnx (the extra `convert`)")
@@ -124,6 +125,10 @@ def test_ssd_layers() -> None:
         "all": "N", "flat": "N", "prior": ""}
 
 
+DETECTION = """layer { name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "found"
+                       detection_output_param { %s } }"""
+
+
 @pytest.mark.parametrize("code", ["CORNER", "CENTER_SIZE", "CORNER_SIZE"])
 @pytest.mark.parametrize(("settings", "share"), [
     ("confidence_threshold: 0.3 nms_param { nms_threshold: 0.4 }", True),
@@ -135,9 +140,8 @@ def test_detection_output(code: str, settings: str, share: bool) -> None:
     """The detections of our net, for the number of images it was made for and for another."""
     images, priors, classes = 3, 12, 4
     sets = 1 if share else classes
-    text = f'''layer {{ name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "found"
-        detection_output_param {{ num_classes: {classes} share_location: {str(share).lower()} code_type: {code} {settings} }} }}'''
-    net = net_of(text, loc=(images, priors * sets * 4), conf=(images, priors * classes), prior=(1, 2, priors * 4))
+    more = f"num_classes: {classes} share_location: {str(share).lower()} code_type: {code} {settings}"
+    net = net_of(DETECTION % more, loc=(images, priors * sets * 4), conf=(images, priors * classes), prior=(1, 2, priors * 4))
     rng = np.random.RandomState(3)
     low = rng.uniform(0, 0.6, (priors, 2))
     boxes = np.concatenate((low, low + rng.uniform(0.1, 0.4, (priors, 2))), 1)
@@ -147,12 +151,36 @@ def test_detection_output(code: str, settings: str, share: bool) -> None:
     check_same(net, given)
 
 
-@pytest.mark.parametrize(("settings", "reason"), [("nms_param { eta: 0.9 }", "eta"), ("nms_param { nms_threshold: 1.5 }", "above 1")])
+@pytest.mark.parametrize(("settings", "reason"), [
+    ("nms_param { eta: 0.9 }", "eta"), ("nms_param { nms_threshold: 1.5 }", "above 1")])
 def test_detection_output_that_cannot_be(settings: str, reason: str) -> None:
-    text = f'''layer {{ name: "found" type: "DetectionOutput" bottom: "loc" bottom: "conf" bottom: "prior" top: "found"
-        detection_output_param {{ num_classes: 2 {settings} }} }}'''
     with pytest.raises(UnsupportedLayer, match=reason):
-        export(net_of(text, loc=(1, 16), conf=(1, 8), prior=(1, 2, 16)))
+        export(net_of(DETECTION % f"num_classes: 2 {settings}", loc=(1, 16), conf=(1, 8), prior=(1, 2, 16)))
+
+
+def test_a_type_of_ones_own() -> None:
+    """The example of docs/convert-types.md: a type is refused until it has an entry."""
+
+    @layer("HardSwish", param="clip_param")  # any message with a number
+    class HardSwish(Layer):
+        """x clip(x + offset, 0, 6) / 6."""
+
+        def setup(self, shapes):
+            self.param = SimpleNamespace(offset=self.param.max)
+
+        def forward(self, x):
+            return x * (x + self.param.offset).clamp(0, 6) / 6
+
+    text = (Path(__file__).parents[2] / "docs" / "convert-types.md").read_text()
+    net = net_of('layer { name: "act" type: "HardSwish" bottom: "x" top: "y" clip_param { min: 0 max: 2.5 } }', x=(2, 3))
+    try:
+        with pytest.raises(UnsupportedLayer, match="act.*HardSwish layer cannot be converted to ONNX"):
+            export(net)
+        exec(text.split("# myfork_onnx.py")[1].split("```")[0], {})
+        check_same(net, {"x": 4 * values(2, 3)})
+    finally:
+        LAYERS._entries.pop("HardSwish")
+        ONNX._entries.pop("HardSwish", None)
 
 
 def test_random_pooling_is_refused() -> None:

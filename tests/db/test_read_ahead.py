@@ -9,18 +9,22 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 import pytest
 
 from caffe_compat.db.read_ahead import ReadAhead
 
 
-def threads() -> int:
-    return sum(thread.name == "read-ahead" for thread in threading.enumerate())
+@pytest.fixture
+def threads() -> Callable[[], int]:
+    """Counts the threads that the test has made; nets of other tests may still read."""
+    before = set(threading.enumerate())
+    return lambda: sum(thread.name == "read-ahead" for thread in set(threading.enumerate()) - before)
 
 
 @pytest.mark.parametrize("depth", [1, 2, 7])
-def test_results_come_in_order_and_not_too_far_ahead(depth):
+def test_results_come_in_order_and_not_too_far_ahead(depth, threads):
     made = itertools.count()
     ahead = ReadAhead(lambda: next(made), depth)
     assert threads() == 0
@@ -43,7 +47,7 @@ def test_error_comes_after_the_results_before_it():
     ahead.close()
 
 
-def test_thread_ends_when_nobody_refers_to_it():
+def test_thread_ends_when_nobody_refers_to_it(threads):
     ahead = ReadAhead(lambda: 1, 3)
     ahead.get()
     gone = weakref.ref(ahead)
@@ -52,7 +56,7 @@ def test_thread_ends_when_nobody_refers_to_it():
     assert gone() is None and threads() == 0
 
 
-def test_closing_before_the_first_result():
+def test_closing_before_the_first_result(threads):
     ReadAhead(lambda: 1, 3).close()
     assert threads() == 0
 

@@ -1,4 +1,5 @@
-"""`increg demo`: the main job from end to end, in seconds; what it writes, how it goes on, and what it refuses."""
+"""`increg demo` and `increg reproduce`: the main job from end to end, in seconds; what it writes, how it goes on, and what it
+refuses."""
 
 from __future__ import annotations
 
@@ -9,20 +10,21 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from caffe_compat import proto
 from caffe_compat.errors import CaffeError
 from caffe_compat.net import Net
-from increg import demo, experiments, runfolder
+from increg import datasets, experiments, runfolder
 from increg.cli import main
-from increg.plots import plot_punishments
+from increg.experiment_run import Run
 from increg.progress import Progress
 from increg.record import read_record
+from increg.reproduce import Plan
 
 pytest.importorskip("sklearn")
 pytest.importorskip("matplotlib")
@@ -43,7 +45,7 @@ def increg(*arguments: str, cwd: Path, **options: object) -> subprocess.Complete
     """Runs the command, its output no terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, "-m", "increg.cli", *arguments], cwd=cwd, env=environment,
-                          capture_output=True, text=True, timeout=120, **options)
+                          capture_output=True, text=True, timeout=600, **options)
 
 
 def test_it_prunes(finished: tuple[Path, str]) -> None:
@@ -78,13 +80,8 @@ def test_output_is_plain_lines(finished: tuple[Path, str]) -> None:
     assert "Iteration 0, lr = 0.01" in log
 
 
-def test_plot_and_record(finished: tuple[Path, str]) -> None:
-    import cv2
-
+def test_record(finished: tuple[Path, str]) -> None:
     folder, _ = finished
-    image = cv2.imread(str(folder / "punishments.png"))
-    assert image.shape[0] > 600 and image.shape[1] > 800
-    assert len(np.unique(image.reshape(-1, 3), axis=0)) > 50  # lines, not an empty page
     rows = read_record(folder / "record.jsonl")
     samples = [row for row in rows if row["what"] == "sample"]
     steps = [row["step"] for row in rows]
@@ -92,7 +89,16 @@ def test_plot_and_record(finished: tuple[Path, str]) -> None:
     first, *_, last = [row["layers"]["conv2"] for row in samples if "punish" in row["layers"]["conv2"]]
     assert len(first["punish"]) == len(first["rank"]) == 500 and None not in first["punish"]
     assert last["punish"].count(None) == last["rank"].count(None) == last["columns"] == 400
-    assert all(0 <= row["accuracy"] <= 1 for row in rows if row["what"] == "test")
+    assert all(0 <= row["accuracy"] <= 1 and row["loss"] >= 0 for row in rows if row["what"] == "test")
+    training = read_record(folder / "training.jsonl")
+    assert {row["what"] for row in training} == {"sample", "test"} and not any("layers" in row for row in training)
+    assert training[0]["step"] == 0 and training[-1]["step"] == 120  # tested before and after
+
+
+def test_history(finished: tuple[Path, str]) -> None:
+    events = runfolder.read_history(finished[0] / "history.jsonl")
+    assert [event["what"] for event in events] == ["training begins", "training stops", "pruning begins", "pruning stops"]
+    assert events[0]["torch"] == torch.__version__ and events[1]["iter"] == 120
 
 
 def test_a_finished_run_is_not_overwritten(finished: tuple[Path, str], capsys: pytest.CaptureFixture) -> None:
@@ -102,9 +108,10 @@ def test_a_finished_run_is_not_overwritten(finished: tuple[Path, str], capsys: p
     assert "holds a finished run" in capsys.readouterr().err
     os.chdir(folder.parents[1])
     try:
-        assert runfolder.open_folder(None, plan) == Path("runs/demo-2")
-        assert runfolder.open_folder(None, plan) == Path("runs/demo-2")  # begun and not finished: it goes on
-        assert runfolder.open_folder(None, {**plan, "seed": 4}) == Path("runs/demo-3")
+        assert runfolder.open_folder(None, plan, "demo") == Path("runs/demo-2")
+        assert runfolder.open_folder(None, plan, "demo") == Path("runs/demo-2")  # begun and not finished: it goes on
+        assert runfolder.open_folder(None, {**plan, "seed": 4}, "demo") == Path("runs/demo-3")
+        assert runfolder.open_folder(None, plan, "digits") == Path("runs/digits")
     finally:
         os.chdir(ROOT)
 
@@ -114,7 +121,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, finished: tuple[Path, str]) 
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "increg.cli", "demo", "--quick", "--seed", "3", "--out", "run"]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        watchdog = threading.Timer(100, process.kill)
+        watchdog = threading.Timer(500, process.kill)
         watchdog.start()
         for line in process.stdout:
             if "conv1 is pruned" in line:
@@ -135,12 +142,12 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, finished: tuple[Path, str]) 
 def test_weights_replace_training(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     weights = finished[0] / "baseline.caffemodel"
-    plan = demo.Plan("digits", None, str(weights), seed=None, quick=True, as_reference=False)
-    run = demo.Demo(plan, torch.device("cpu"), tmp_path, sys.stdout)
+    plan = Plan("digits", "Reg_Col", weights=str(weights), quick=True)
+    run = Run(experiments.load("digits"), asdict(plan), torch.device("cpu"), tmp_path, sys.stdout)
     run.prepare()
     run.train()
     assert (tmp_path / "baseline.caffemodel").read_bytes() == weights.read_bytes()
-    assert run.accuracy("baseline.caffemodel") > 0.8
+    assert run.accuracies("baseline.caffemodel")["accuracy"] > 0.8
 
 
 @pytest.mark.parametrize("kind", ["empty", "foreign", "another net's"])
@@ -158,25 +165,37 @@ def test_bad_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 ERRORS = [
-    (["--mnist", "nowhere"], "nowhere: there is no such folder"),
-    (["--mnist", "empty"], "the folder has no file train-images-idx3-ubyte"),
-    (["--weights", "nowhere.caffemodel"], "nowhere.caffemodel: there is no such file"),
-    (["--out", "file/run"], "cannot be written"),
-    (["--out", "full"], "holds a finished run, one of other settings, or other files"),
-    (["--gpu", "99"], "--gpu=99"),
+    ("demo --mnist nowhere", "nowhere: there is no such folder or file; expected the folder with MNIST's four IDX files"),
+    ("demo --mnist empty", "the folder has no file train-images-idx3-ubyte"),
+    ("demo --weights nowhere.caffemodel", "nowhere.caffemodel: there is no such file"),
+    ("demo --out file/run", "cannot be written"),
+    ("demo --out full", "holds a finished run, one of other settings, or other files"),
+    ("demo --gpu 99", "--gpu=99"),
+    ("reproduce lenet", 'no experiment "lenet" (did you mean "lenet5"?); there are alexnet, convnet,'),
+    ("reproduce empty", "and any folder with a file experiment.toml"),
+    ("reproduce lenet5", "the data set mnist is needed: --data names the folder with MNIST's four IDX files, or a folder with"),
+    ("reproduce convnet --data empty", "empty: has neither binary batches"),
+    ("reproduce convnet --data file --method L1_Cal", 'no solver for the method "L1_Cal" (did you mean "L1_Col"?)'),
+    ("reproduce vgg19 --data empty", "has no file train.bin; the folder must be cifar-100-binary"),
+    ("reproduce vgg16 --data empty", "has no ilsvrc12_train_lmdb, no ilsvrc12_val_lmdb, no imagenet_mean.binaryproto. The exp"),
+    ("reproduce resnet50 --data ready", "starts from trained weights: --weights names a trained ResNet-50"),
+    ("reproduce vgg16", "the data set ilsvrc12 is needed"),
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[" ".join(arguments) for arguments, _ in ERRORS])
-def test_bad_input(arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("arguments", "message"), ERRORS, ids=[arguments for arguments, _ in ERRORS])
+def test_bad_input(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                    capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").write_text("")
+    (tmp_path / "ready").mkdir()
+    for name in datasets.ILSVRC12_FILES:
+        (tmp_path / "ready" / name).touch()
     before = sorted(tmp_path.rglob("*"))
-    assert main(["demo", *arguments]) == 1
+    assert main(arguments.split()) == 1
     error = capsys.readouterr().err
     assert error.startswith("increg: error: ") and message in error and error.count("\n") == 1
     assert sorted(tmp_path.rglob("*")) == before
@@ -184,11 +203,17 @@ def test_bad_input(arguments: list[str], message: str, tmp_path: Path, monkeypat
 
 def test_damaged_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in (file for files in experiments.MNIST_FILES.values() for file in files):
+    for name in (file for files in datasets.MNIST_FILES.values() for file in files):
         (tmp_path / f"{name}.gz").write_bytes(gzip.compress(b"\0\0\x08\x03 not an image")[:-9])
     assert main(["demo", "--mnist", ".", "--out", "run"]) == 1
     assert "train-images-idx3-ubyte.gz: the compressed file is damaged" in capsys.readouterr().err
     assert not list((tmp_path / "run").glob("*lmdb*"))
+
+
+def test_a_list_of_what_there_is(capsys: pytest.CaptureFixture) -> None:
+    assert main(["reproduce"]) == 0
+    output = capsys.readouterr().out
+    assert "ResNet-50 on ImageNet; needs ilsvrc12 and trained weights" in output and "GReg2_Row_2.31x" in output
 
 
 def test_unknown_command(capsys: pytest.CaptureFixture) -> None:
@@ -196,12 +221,6 @@ def test_unknown_command(capsys: pytest.CaptureFixture) -> None:
         main(["dmeo"])
     assert end.value.code == 1
     assert 'did you mean "demo"' in capsys.readouterr().err
-
-
-def test_a_record_without_pruning_has_no_plot(tmp_path: Path) -> None:
-    with pytest.raises(CaffeError, match="nothing to plot"):
-        plot_punishments([{"what": "test", "step": 1, "accuracy": 0.5}], tmp_path / "plot.png")
-    assert not (tmp_path / "plot.png").exists()
 
 
 def test_a_record_cut_off_by_a_crash_is_read(tmp_path: Path) -> None:
