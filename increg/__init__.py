@@ -42,6 +42,9 @@ default they are mended; `--as-reference` (`as_reference=True`) brings all of th
 
 Not followed in either mode: the reference's crashes, its exit in the middle of an iteration (we end training, with the
 output restored and a last snapshot), and its report of every layer in every iteration.
+
+After pruning, `slim` makes a net smaller (`increg slim`), by the `channels` that go together (`increg coupling`); `budget`
+counts what that saves (`increg budget`).
 """
 
 from .config import PruneConfig, read_config

@@ -10,16 +10,17 @@ from importlib import import_module
 from caffe_compat.cli import Parser
 from caffe_compat.cli import run as run_command
 
-#: The commands: modules of this package.
-COMMANDS = "demo", "reproduce", "report", "compare"
+#: The commands, and their modules in this package.
+COMMANDS = {"demo": "demo", "reproduce": "reproduce", "compare": "compare", "report": "report", "slim": "slim.command",
+            "budget": "show_budget", "coupling": "show_coupling"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
     parser = Parser("increg", description="Incremental regularization: prunes Caffe networks while they train.")
     commands = parser.add_subparsers(metavar="command", required=True, parser_class=Parser)
-    for name in COMMANDS:
-        module = import_module(f".{name}", __package__)
+    for name, home in COMMANDS.items():
+        module = import_module(f".{home}", __package__)
         command = commands.add_parser(name, help=module.HELP, description=module.HELP)
         module.add_arguments(command)
         command.set_defaults(run=module.run, log_level=logging.WARNING)

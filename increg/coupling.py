@@ -1,9 +1,8 @@
-"""`Coupling`: which rows follow which columns, read from the bottoms and tops of a net.
+"""`Coupling`: which rows follow which columns, by the channels that `channels.Channels` finds in a net.
 
-A channel is what a row of one layer writes and a column of another reads. Layers between them pass channels on, put
-them side by side (Concat), take them apart (Slice, Flatten) or add them up (Eltwise); channels that are added become
-one, so everything written to it and everything that reads it goes together. A row is not needed when no column that
-reads its channel is left; a column reads nothing when no row that writes its channel is left.
+A row is not needed when no column that reads its channel is left; a column reads nothing when no row that writes its
+channel is left. In a grouped (or depthwise) convolution a group without columns writes nothing, and one without rows
+reads nothing. `table` shows the channels that go together.
 
 What a layer of an unknown kind reads is always needed, what it writes always there. Outputs of the net are needed.
 LRN across channels is passed through, as in the reference, although a channel that nobody reads still dampens its
@@ -19,24 +18,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from caffe_compat.layers.base import Layer
 from caffe_compat.net import Net
 
+from .channels import Channels
 from .state import LayerState
-
-#: Layers whose top has the channels of their bottom.
-PASSING = frozenset((
-    "AbsVal", "BNLL", "BatchNorm", "Bias", "Clip", "Dropout", "ELU", "Exp", "LRN", "Log", "PReLU", "Pooling", "Power", "ReLU",
-    "Scale", "Sigmoid", "Split", "Swish", "TanH", "Threshold",
-))
 
 
 class Coupling:
     """Channels are numbered. `writes[i]` (rows,) and `reads[i]` (group, columns) are those of layer i, None if it has no
-    part; `needed` and `given` are 1 for channels that are read and written by something that cannot be pruned."""
+    part; `needed` and `given` are 1 for channels that are read and written by something that cannot be pruned. `grouped`
+    are the layers whose groups go when one side of them is gone."""
 
     def __init__(self, writes: Sequence[Tensor | None], reads: Sequence[Tensor | None], needed: Tensor,
-                 given: Tensor) -> None:
+                 given: Tensor, grouped: Sequence[int] = ()) -> None:
+        self.grouped = list(grouped)
         self.writes = list(writes)
         self.reads = list(reads)
         self.needed = needed
@@ -49,13 +44,23 @@ class Coupling:
     def idle_rows(self, layers: Sequence[LayerState]) -> dict[int, Tensor]:
         """By layer index, the rows that no column reads any more, if some of those are not pruned yet. Waits for the
         device."""
-        return self._idle(self.needed, self._read, [layers[i].masks.columns for i in self.readers],
+        idle = self._idle(self.needed, self._read, [layers[i].masks.columns for i in self.readers],
                           self.writers, self._written, [layers[i].masks.rows for i in self.writers])
+        for i in self.grouped:
+            masks = layers[i].masks
+            empty = masks.columns.all(1).repeat_interleave(len(masks.rows) // len(masks.columns))
+            _add(idle, i, empty, masks.rows)
+        return idle
 
     def idle_columns(self, layers: Sequence[LayerState]) -> dict[int, Tensor]:
         """By layer index, the columns (group, columns) that no row writes to any more, likewise."""
-        return self._idle(self.given, self._written, [layers[i].masks.rows for i in self.writers],
+        idle = self._idle(self.given, self._written, [layers[i].masks.rows for i in self.writers],
                           self.readers, self._read, [layers[i].masks.columns for i in self.readers])
+        for i in self.grouped:
+            masks = layers[i].masks
+            empty = masks.rows.reshape(len(masks.columns), -1).all(1, keepdim=True)
+            _add(idle, i, empty.expand_as(masks.columns), masks.columns)
+        return idle
 
     @staticmethod
     def _idle(fixed: Tensor, users: Tensor, users_pruned: list[Tensor], indices: list[int], channels: Tensor,
@@ -70,6 +75,12 @@ class Coupling:
         news = [(index, part.reshape(mask.shape)) for index, part, mask in zip(indices, parts, pruned)
                 if bool((part & ~mask.flatten()).any())]
         return dict(news)
+
+
+def _add(idle: dict[int, Tensor], index: int, more: Tensor, pruned: Tensor) -> None:
+    """Adds more idle rows or columns of a layer, if some of them are not pruned yet."""
+    if bool((more & ~pruned).any()):
+        idle[index] = idle[index] | more if index in idle else more
 
 
 def _flat(tensors: Sequence[Tensor], device: torch.device) -> Tensor:
@@ -102,129 +113,18 @@ def as_reference(layers: Sequence[LayerState], device: torch.device) -> Coupling
 
 
 def from_net(net: Net, layers: Sequence[LayerState], device: torch.device) -> Coupling:
-    """The coupling that the net's blobs say."""
-    tracer = _Tracer({layer.name: layer for layer in layers if not layer.shared})
+    """The coupling that the net's blobs say. Layers that use another one's weights are pruned with it."""
+    layouts = {layer.name: layer.layout for layer in layers}
+    owners = {layer.weight.tensor.data_ptr(): layer for layer in layers if layer.shared}
     for layer in net.layers:
-        tracer.visit(layer, [net.blobs[name].shape for name in net.bottom_names[layer.name]],
-                     [net.blobs[name].shape for name in net.top_names[layer.name]], net.top_names[layer.name])
-    for name in net.outputs:
-        tracer.need(tracer.blobs[name])
-    number = tracer.roots()
+        owner = owners.get(layer.blobs[0].tensor.data_ptr()) if layer.blobs else None
+        if owner and layer.type == owner.kind and layer.blobs[0].shape == owner.layout.shape:
+            layouts[layer.name] = owner.layout
+    channels = Channels(net, layouts)
 
     def tensors(by_name: dict[str, np.ndarray]) -> list[Tensor | None]:
-        return [torch.from_numpy(number[by_name[layer.name]]).to(device) if layer.name in by_name else None
-                for layer in layers]
+        return [torch.from_numpy(by_name[layer.name]).to(device) if layer.name in by_name else None for layer in layers]
 
-    needed, given = torch.zeros(2, len(number), dtype=torch.int32, device=device)
-    needed[torch.from_numpy(number[tracer.ids(tracer.needed)]).to(device)] = 1
-    given[torch.from_numpy(number[tracer.ids(tracer.given)]).to(device)] = 1
-    return Coupling(tensors(tracer.writes), tensors(tracer.reads), needed, given)
-
-
-class _Tracer:
-    """Follows channels through the layers of a net; a blob is an array with the number of each of its channels."""
-
-    def __init__(self, layers: dict[str, LayerState]) -> None:
-        self.layers = layers
-        self.blobs: dict[str, np.ndarray] = {}
-        self.writes: dict[str, np.ndarray] = {}
-        self.reads: dict[str, np.ndarray] = {}
-        self.needed: list[np.ndarray] = []
-        self.given: list[np.ndarray] = []
-        self._parent: list[int] = []
-
-    def visit(self, layer: Layer, in_shapes: list[tuple[int, ...]], out_shapes: list[tuple[int, ...]],
-              tops: list[str]) -> None:
-        """Reads the layer's bottoms and makes its tops."""
-        bottoms = [self.blobs[name] for name in layer.spec.bottom]
-        results = self._pass(layer, bottoms, in_shapes, out_shapes)
-        if results is None:
-            for channels in bottoms:
-                self.need(channels)
-            results = [self._given(shape) for shape in out_shapes]
-        self.blobs.update(zip(tops, results))
-
-    def _pass(self, layer: Layer, bottoms: list[np.ndarray], in_shapes: list[tuple[int, ...]],
-              out_shapes: list[tuple[int, ...]]) -> list[np.ndarray] | None:
-        """The channels of the tops, None for a layer whose channels are its own business."""
-        if layer.name in self.layers:
-            return self._matrix(layer, bottoms, in_shapes, len(out_shapes))
-        if layer.type == "Silence":
-            return []
-        if layer.type in PASSING and len(bottoms) == 1 and all(shape[1:2] == in_shapes[0][1:2] for shape in out_shapes):
-            return [bottoms[0]] * len(out_shapes)
-        if layer.type == "Eltwise":
-            for other in bottoms[1:]:
-                self._join(bottoms[0], other)
-            return [bottoms[0]]
-        if layer.type == "Concat":
-            return self._concat(bottoms, in_shapes, out_shapes[0])
-        if layer.type == "Slice" and all(shape[2:] == in_shapes[0][2:] for shape in out_shapes):
-            return np.split(bottoms[0], np.cumsum([shape[1] for shape in out_shapes])[:-1])
-        if layer.type in ("Flatten", "Reshape") and out_shapes[0][:1] == in_shapes[0][:1] and len(out_shapes[0]) > 1:
-            return self._reshape(bottoms[0], out_shapes[0])
-        return None
-
-    def _matrix(self, layer: Layer, bottoms: list[np.ndarray], in_shapes: list[tuple[int, ...]],
-                tops: int) -> list[np.ndarray] | None:
-        """A Convolution or InnerProduct that can be pruned. Several bottoms go through the same weights."""
-        layout = self.layers[layer.name].layout
-        for other in bottoms[1:]:
-            self._join(bottoms[0], other)
-        width = layout.group * layout.channels
-        if layer.param.axis != 1 or width % len(bottoms[0]) or (layout.positions > 1 and width != len(bottoms[0])):
-            return None
-        channels = np.repeat(bottoms[0], width // len(bottoms[0]))
-        self.reads[layer.name] = np.repeat(channels, layout.positions).reshape(layout.group, -1)
-        self.writes[layer.name] = self._new(layout.rows)
-        return [self.writes[layer.name]] * tops
-
-    def _concat(self, bottoms: list[np.ndarray], in_shapes: list[tuple[int, ...]],
-                out_shape: tuple[int, ...]) -> list[np.ndarray]:
-        if out_shape[1] == sum(shape[1] for shape in in_shapes) and len(bottoms) > 1:
-            return [np.concatenate(bottoms)]
-        for other in bottoms[1:]:
-            self._join(bottoms[0], other)
-        return [bottoms[0]]
-
-    def _reshape(self, bottom: np.ndarray, out_shape: tuple[int, ...]) -> list[np.ndarray] | None:
-        """Channels stay, or each becomes as many as it has pixels."""
-        return [np.repeat(bottom, out_shape[1] // len(bottom))] if len(bottom) and out_shape[1] % len(bottom) == 0 else None
-
-    def need(self, channels: np.ndarray) -> None:
-        """Something that cannot be pruned reads these."""
-        self.needed.append(channels)
-
-    def _new(self, count: int) -> np.ndarray:
-        first = len(self._parent)
-        self._parent.extend(range(first, first + count))
-        return np.arange(first, first + count)
-
-    def _given(self, shape: tuple[int, ...]) -> np.ndarray:
-        channels = self._new(shape[1] if len(shape) > 1 else 1)
-        self.given.append(channels)
-        return channels
-
-    def _join(self, one: np.ndarray, other: np.ndarray) -> None:
-        """Makes the channels of two blobs one, or keeps all of them if they do not match."""
-        if len(one) != len(other):
-            self.need(one)
-            self.need(other)
-            self.given += [one, other]
-            return
-        for a, b in zip(map(self._root, one), map(self._root, other)):
-            self._parent[max(a, b)] = min(a, b)
-
-    def _root(self, channel: int) -> int:
-        while self._parent[channel] != channel:
-            self._parent[channel] = channel = self._parent[self._parent[channel]]
-        return channel
-
-    def roots(self) -> np.ndarray:
-        """For every number, the one that stands for all that were joined with it."""
-        return np.array([self._root(channel) for channel in range(len(self._parent))], dtype=np.int64)
-
-    @staticmethod
-    def ids(arrays: list[np.ndarray]) -> np.ndarray:
-        """All numbers in `arrays`, as one array."""
-        return np.concatenate([np.empty(0, np.int64), *arrays])
+    needed, given = (torch.from_numpy(mask).to(device, torch.int32) for mask in (channels.needed, channels.given))
+    grouped = [i for i, layer in enumerate(layers) if layer.layout.group > 1 and layer.name in channels.writes]
+    return Coupling(tensors(channels.writes), tensors(channels.reads), needed, given, grouped)

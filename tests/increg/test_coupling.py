@@ -10,6 +10,8 @@ from pruning import layer_state
 
 from caffe_compat import Net, proto
 from increg import coupling
+from increg.cli import main
+from increg.show_coupling import groups
 from increg.state import LayerState
 
 PROTOTXT = Path(__file__).parents[2] / "prototxt"
@@ -226,3 +228,65 @@ def test_published_nets_are_traced(name: str, stay: set[str]) -> None:
     idle = links.idle_rows(layers)
     assert {layer.name for layer in layers if layer.index not in idle} == stay
     assert all(rows.all() for rows in idle.values())
+
+
+def test_depthwise() -> None:
+    """A group without rows reads nothing, one without columns writes nothing."""
+    net = Traced(conv("a", "x", 3) + conv("d", "a", 3, 3, "group: 3") + conv("b", "d", 2))
+    net.prune_channels("b", 1)
+    assert net.idle_rows() == {"d": [1]}
+    net.prune_rows("d", 1)
+    assert net.links.idle_columns(net.layers)[1].all(1).tolist() == [False, True, False]
+    net.by_name["d"].masks.columns[1] = True
+    assert net.idle_rows() == {"a": [1]}
+    other = Traced(conv("a", "x", 3) + conv("d", "a", 3, 3, "group: 3") + conv("b", "d", 2))
+    other.prune_rows("a", 2)
+    other.by_name["d"].masks.columns[2] = True
+    assert other.idle_rows() == {"d": [2]}
+
+
+def test_shared_weights() -> None:
+    """A row of a shared weight is one in each layer that has it: it goes when none of their readers reads it."""
+    shared = 'param {{ name: "w" }} convolution_param {{ num_output: 3 kernel_size: 1 bias_term: {} }}'
+    text = (conv("i", "x", 3) + simple("Convolution", "a", "i", more=shared.format("true"))
+            + simple("Convolution", "b", "i", more=shared.format("false")) + conv("c", "a", 2) + conv("d", "b", 2))
+    net = Net(proto.parse_text(INPUT + text, "NetParameter"), "TRAIN")
+    names = ["i", "a", "c", "d"]
+    layers = [layer_state(name, net.params[name][0].shape, k) for k, name in enumerate(names)]
+    layers[1].weight, layers[1].shared = net.params["a"][0], True
+    links = coupling.from_net(net, layers, torch.device("cpu"))
+    layers[2].masks.columns[0, 1] = True
+    assert links.idle_rows(layers) == {}
+    layers[3].masks.columns[0, 1] = True
+    assert {index: rows.tolist() for index, rows in links.idle_rows(layers).items()} == {1: [False, True, False]}
+
+
+def test_slices_of_other_axes() -> None:
+    """Each part has all channels."""
+    parts = simple("Slice", "s", "a", tops=("u", "v"), more="slice_param { axis: 2 slice_point: 2 }")
+    net = Traced(conv("a", "x", 4) + parts + conv("b", "u", 2) + conv("c", "v", 2))
+    net.prune_channels("b", 1)
+    assert net.idle_rows() == {}
+    net.prune_channels("c", 1)
+    assert net.idle_rows() == {"a": [1]}
+
+
+def test_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Who writes, who reads, what goes along, and what stays whatever happens."""
+    (tmp_path / "net.prototxt").write_text(INPUT + RESIDUAL)
+    assert main(["coupling", str(tmp_path / "net.prototxt")]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:-1] == [
+        "channels written by read by with stays for", "3 - stem - in (Input)", "4 stem left right - -",
+        "4 left right next next last bn scale -", "2 last - - output last"]
+
+
+def test_groups_of_published_nets() -> None:
+    """The rows of a stage of ResNet-50 that are added up; LRN counts only where it must be exact."""
+    net = Net(PROTOTXT / "resnet50" / "deploy.prototxt", "TEST")
+    together = [len(group.writers) for group in groups(net) if len(group.writers) > 1]
+    assert together == [4, 5, 7, 4]
+    net = Net(PROTOTXT / "caffenet" / "deploy.prototxt", "TEST")
+    for exact in (False, True):
+        fixed = {group.writers: group.fixed for group in groups(net, exact=exact)}
+        assert fixed["conv1",] == (("norm1 (LRN)",) if exact else ())
