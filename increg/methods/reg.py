@@ -62,10 +62,10 @@ def _log(value: np.float32) -> np.float32:
 
 
 def _exp(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):
-        return np.exp(values.astype(np.float64)).astype(np.float32)
+    return np.exp(values.astype(np.float64)).astype(np.float32)
 
 
+@np.errstate(over="ignore")  # far behind the groups to prune, punishments fall by more than float32 holds: to 0
 def symmetric_growth(unit: np.float32, goal: Goal) -> np.ndarray:
     """Scheme 1 (the paper's punishment function): falls from A at place 0, exponentially to u A at place N1, and from
     there as it fell before, mirrored in that point; it is 0 at place to_prune.
@@ -80,6 +80,7 @@ def symmetric_growth(unit: np.float32, goal: Goal) -> np.ndarray:
     return np.where(j < turn, falling, rising)
 
 
+@np.errstate(over="ignore")
 def broken_growth(unit: np.float32, goal: Goal) -> np.ndarray:
     """Scheme 2: positive for the groups to prune, negative for the others, with a jump between; it flattens (u2 grows
     from 0.05 to 0.75) as the stage progresses.
