@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
               "multiply-adds")
     for target in args.to:
         path = Path(args.out) / ("torch" if target == "torch" else f"{Path(args.net).stem}.onnx")
-        worst = max(each.relative for each in export(result, smaller, target, path).differences)
+        worst = export(result, smaller, target, path).comparison.worst
         print(f"{path}: written, and differs by {worst:.1e} of a blob's standard deviation at most")
     if net.inputs and found.smaller:
         show_latency(batches, device_of(args.gpu), (document, net), (smaller, result), theory)
