@@ -1,65 +1,79 @@
-"""`GroupTable`: the groups of all layers being pruned, one row a layer, so that one operation serves the whole net."""
+"""`GroupTable`: the groups of all layers being pruned, one layer after the other, so that one operation serves the whole net."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import numpy as np
 import torch
 from torch import Tensor
 
+#: How far apart the sorting keys of two layers are: more than there are float32 values.
+APART = 1 << 33
+
 
 class GroupTable:
-    """Tensors of shape (layers, width), width being the largest number of groups; `sizes` tells each layer's.
+    """Vectors of one value a group; `sizes` tells the number of groups of each layer.
 
-    Rows are aligned to the right: a shorter one begins with padding, which is `idle` and sinks to the front wherever
-    groups are sorted, as the pruned ones do behind it. Position p of a sorted row is place p - padding.
+    Sorted, a layer's groups stay where the layer is: a position stands for a place in the order of that layer.
 
     norms:  L1 norm of each group now                     score:  its mean rank so far (SolverState.history_score)
     punish: its punishment (SolverState.history_punish)   pruned: bool
-    idle:   bool, padding and layers that take no part    frozen: pruned or idle
+    idle:   bool, all groups of layers that take no part  frozen: pruned or idle
     growth: by position, what the punishment of the group there changes by, 0 in layers that take no part
-    first:  (layers, 1), the first place of a row that has a growth
+    first:  by group, the first place in its layer's order that has a growth
     stray:  scores that the reference writes to a wrong place (methods/reg_row_reference.py), None in other methods
     """
 
     def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu", *, stray: bool = False) -> None:
         self.sizes = list(sizes)
-        self.width = max(sizes)
-        shape = len(self.sizes), self.width
+        self._starts = [0, *accumulate(sizes)]
 
-        def zeros() -> Tensor:
-            return torch.zeros(shape, device=device)
+        def zeros(dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(self._starts[-1], dtype=dtype, device=device)
 
-        self.norms, self.score, self.punish, self.growth = zeros(), zeros(), zeros(), zeros()
-        self.scratch = zeros()
+        self.norms, self.score, self.punish, self.growth, self.scratch = (zeros() for _ in range(5))
+        self.first = torch.full_like(self.norms, float("inf"))
+        self.pruned, self.idle, self.frozen = (zeros(torch.bool) for _ in range(3))
         self.stray = zeros() if stray else None
-        padding = torch.tensor([[self.width - size] for size in self.sizes], device=device)
-        place = torch.arange(self.width, device=device) - padding
-        self.padding = place < 0
-        self.place = place.to(torch.float32)
-        self.first = torch.full((len(self.sizes), 1), float(self.width), device=device)
-        self.pruned = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.idle = self.padding.clone()
-        self.frozen = self.padding.clone()
+        counts = torch.tensor(self.sizes, device=device)
+        self.layer = torch.arange(len(self.sizes), device=device).repeat_interleave(counts)
+        starts = torch.tensor(self._starts[:-1], device=device).repeat_interleave(counts)
+        self.place = (torch.arange(self._starts[-1], device=device) - starts).to(torch.float32)
+        self._keys = self.layer * APART
+        self._lowest = self._keys - (1 << 31) - 1
 
     def row(self, tensor: Tensor, index: int) -> Tensor:
-        """Layer `index`'s groups in one of the tensors, without the padding; a view."""
-        return tensor[index, self.width - self.sizes[index]:]
+        """Layer `index`'s groups in one of the vectors; a view."""
+        return tensor[self._starts[index]:self._starts[index + 1]]
 
     def set_growth(self, index: int, pruned: int, growth: np.ndarray | None) -> None:
         """Gives layer `index` its growth, one value for each place from `pruned` on; None if it takes no part."""
         row = self.row(self.growth, index).zero_()
-        self.first[index] = self.width if growth is None else pruned
+        self.row(self.first, index).fill_(float("inf") if growth is None else pruned)
         if growth is not None:
             row[pruned:] = torch.from_numpy(growth).to(row.device, non_blocking=True)
 
     def set_idle(self, layers: Sequence[bool]) -> None:
         """Says which layers take no part, and brings `frozen` up to date."""
-        resting = torch.tensor(layers, device=self.idle.device)
-        self.idle = self.padding | resting[:, None]
+        self.idle = torch.tensor(layers, device=self.idle.device)[self.layer]
         self.frozen = self.idle | self.pruned
 
+    def order(self, values: Tensor, lowest: Tensor) -> Tensor:
+        """The groups, sorted in each layer by `values` (float32), equal ones as they are; those of the bool vector `lowest`
+        come first.
+
+        One sort of integers serves all layers: read as integers, floats of one sign are in their order.
+        """
+        bits = values.view(torch.int32)
+        keys = (bits ^ ((bits >> 31) & 0x7FFFFFFF)) + self._keys
+        return torch.where(lowest, self._lowest, keys).argsort(stable=True)
+
     def ranks(self, order: Tensor, out: Tensor) -> Tensor:
-        """The place of every group in a row sorted by `order`, written to `out`."""
-        return out.scatter_(1, order, self.place)
+        """The place of every group in the order of its layer, written to `out`."""
+        return out.scatter_(0, order, self.place)
+
+    def count(self, groups: Tensor) -> list[int]:
+        """How many groups of a bool vector each layer has. Waits for the device."""
+        return self.layer.new_zeros(len(self.sizes)).index_add_(0, self.layer, groups.to(self.layer.dtype)).tolist()

@@ -147,19 +147,18 @@ class Reg(PruneMethod):
     def step(self, table: GroupTable, iteration: int, ceiling: float) -> Tensor:
         """One iteration (numbered from 1): new scores and punishments in `table`, from `table.norms`.
 
-        Returns the groups that are pruned now, as bool of the table's shape; their weights are not yet zero. Waits for no
+        Returns the groups that are pruned now, a bool vector; their weights are not yet zero. Waits for no
         device.
         """
         t = table
-        order = t.norms.masked_fill_(t.frozen, -1).argsort(dim=1, stable=True)
-        mean_ranks(t, t.ranks(order, out=t.scratch), t.frozen, iteration)
-        order = t.score.masked_fill(t.frozen, -1).argsort(dim=1, stable=True)
-        t.punish.add_(t.scratch.scatter_(1, order, t.growth)).clamp_(min=0)
+        mean_ranks(t, t.ranks(t.order(t.norms, t.frozen), out=t.scratch), t.frozen, iteration)
+        order = t.order(t.score, t.frozen)
+        t.punish.add_(t.scratch.scatter_(0, order, t.growth)).clamp_(min=0)
         return (t.punish >= ceiling).gt(t.frozen)
 
     def record(self, table: GroupTable, index: int, layout: Layout, fresh: Tensor, iteration: int,
                ceiling: float) -> None:
-        """Writes down in `table` that the groups `fresh` (bool, without padding) of layer `index`, whose weight has
+        """Writes down in `table` that the groups `fresh` (bool) of layer `index`, whose weight has
         `layout`, are pruned since `iteration`."""
         score, punish = table.row(table.score, index), table.row(table.punish, index)
         score.copy_(torch.where(fresh, pruned_score(punish, iteration, ceiling), score))
@@ -182,7 +181,7 @@ class Reg(PruneMethod):
             for row in rows:
                 row.copy_(mean)
         fresh = self.step(table, iteration + 1, ceiling)
-        counts = fresh.sum(1).tolist()
+        counts = table.count(fresh)
         for layer in self._active:
             if count := counts[layer.table_index]:
                 groups = table.row(fresh, layer.table_index)

@@ -23,12 +23,12 @@ class RegRowAsReference(Reg):
     recounts = True
 
     def step(self, table: GroupTable, iteration: int, ceiling: float) -> Tensor:
-        t, lowest = table, float("-inf")
-        order = torch.where(t.pruned, t.score, t.norms).masked_fill_(t.idle, lowest).argsort(dim=1, stable=True)
+        t = table
+        order = t.order(torch.where(t.pruned, t.score, t.norms), t.idle)
         mean_ranks(t, t.ranks(order, out=t.scratch), t.frozen, iteration)
-        order = t.score.masked_fill(t.idle, lowest).argsort(dim=1, stable=True)
+        order = t.order(t.score, t.idle)
         self._before = t.punish.clone()
-        t.punish.add_(t.scratch.scatter_(1, order, t.growth)).clamp_(min=0)
+        t.punish.add_(t.scratch.scatter_(0, order, t.growth)).clamp_(min=0)
         self._places = t.ranks(order, out=t.scratch)
         return (t.punish >= ceiling) & (self._places >= t.first)
 
