@@ -1,4 +1,4 @@
-"""`GroupTable`: the groups of all layers being pruned, one layer after the other, so that one operation serves the whole net."""
+"""`GroupTable`: the groups of all layers being pruned, one layer after the other: one operation serves the whole net."""
 
 from __future__ import annotations
 
