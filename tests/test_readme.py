@@ -54,8 +54,9 @@ def test_commands_exist() -> None:
     shown = set(re.findall(r"^    (caffe-compat|increg) ([a-z_]+)", README, re.M))
     assert ("increg", "demo") in shown and ("caffe-compat", "train") in shown
     for program, command in shown:
+        home = f"caffe_compat.tools.{command}" if program == "caffe-compat" else f"increg.{INCREG_COMMANDS[command]}"
         assert command in (COMMANDS if program == "caffe-compat" else INCREG_COMMANDS)
-        assert callable(import_module(f"{program.replace('-', '_')}.{'tools.' * (program != 'increg')}{command}").run)
+        assert callable(import_module(home).run)
 
 
 def test_links_lead_somewhere() -> None:
