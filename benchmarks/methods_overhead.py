@@ -33,6 +33,9 @@ SETTINGS = {
     "Reg": REG, "RegSpa": REG,
     **dict.fromkeys(("SFP", "ASFP", "SRFP", "ASRFP"), f"soft_prune_param {{ epoch: {NEVER} }}"),
     **dict.fromkeys(("L1", "L2", "Largest", "Random"), f"one_shot_param {{ iter: {NEVER} }}"),
+    **dict.fromkeys(("GlobalL1", "GlobalL2", "BNScale", "Taylor", "Fisher", "GraSP", "RD"), f"rank_param {{ iter: {NEVER} }}"),
+    "OrthoReg": f"orthoreg_param {{ rank_param {{ iter: {NEVER} }} }}",
+    "DSA": f"dsa_param {{ iterations: {NEVER} }}",
 }
 RATIO = 0.5
 
