@@ -37,9 +37,12 @@ def over_rows(matrix: Tensor, function: Function, in_order: bool = False) -> Ten
         return sum_of_rows(function(matrix))
     step = max(8, PART // matrix.shape[1])
     part, ones, total = matrix.new_empty(step, matrix.shape[1]), matrix.new_ones(step), matrix.new_zeros(matrix.shape[1])
+    across = part.T
     for rows in matrix.split(step):
-        function(rows, out=part[:len(rows)])
-        total.addmv_(part[:len(rows)].T, ones[:len(rows)])
+        if len(rows) < step:  # the last one
+            part, across, ones = part[:len(rows)], across[:, :len(rows)], ones[:len(rows)]
+        function(rows, out=part)
+        total.addmv_(across, ones)
     return total
 
 
