@@ -64,6 +64,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default 1 2 3")
     parser.add_argument("--iterations", type=int, default=10000,
                         help="of the baselines' training; pruning is shortened in proportion (default 10000)")
+    parser.add_argument("--shorten", type=int, metavar="F",
+                        help="shorten pruning and retraining F times instead, with penalties F times as large")
+    parser.add_argument("--judges", type=int, metavar="N",
+                        help="so many of the test images judge retraining; the results are of all of them (default all)")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time (default 2)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N, which all runs share (default cpu)")
     parser.add_argument("--minutes", type=float, help="stop after so long; the same command goes on")
@@ -80,20 +84,21 @@ def run(args: argparse.Namespace) -> None:
         experiment.solver(method)
     if not experiment.trains:
         raise CaffeError(f"{experiment.name} does not train its weights itself; increg compare needs an experiment that does")
-    for name in ("iterations", "jobs"):
-        if getattr(args, name) < 1:
-            raise CaffeError(f"--{name} is {getattr(args, name)}, expected 1 or more")
+    for name in ("iterations", "shorten", "judges", "jobs"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise CaffeError(f"--{name} is {value}, expected 1 or more")
     try:
         torch.empty(0, device=args.device)
     except RuntimeError as error:
         raise CaffeError(f"--device {args.device}: {str(error).splitlines()[0]}") from error
     out = Path(args.out).resolve()
     data = Path(args.cache).resolve() if args.cache else out / "data"
-    settings = {"experiment": experiment.name, "iterations": args.iterations, "data": args.data}
+    settings = {"experiment": experiment.name, "iterations": args.iterations, "shorten": args.shorten, "judges": args.judges,
+                "data": args.data}
     _claim(out, settings)
     make_data(experiment, args.data, data)
     derived = out / experiment.name
-    make_experiment(experiment, data, derived, args.iterations, args.speedups)
+    make_experiment(experiment, data, derived, args.iterations, args.speedups, shorten=args.shorten, judges=args.judges)
     tasks = [Task(seed) for seed in args.seeds]
     tasks += [Task(seed, method, speedup) for speedup in args.speedups for seed in args.seeds for method in methods]
     failed = Runner(tasks, out, derived, args.device, args.jobs, args.minutes).run()

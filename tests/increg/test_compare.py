@@ -78,6 +78,33 @@ def test_the_data_are_what_the_net_would_read(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_array_equal(again.blobs["data"].data[:100], images)
 
 
+def test_fewer_images_judge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While pruning, tests read 80 of the 400 images, of all classes; the net as others build it reads all of them."""
+    monkeypatch.chdir(tmp_path)
+    experiment = experiments.load("digits")
+    monkeypatch.setattr("increg.compare_setup.TEST_BATCH", 100)
+    make_data(experiment, None, tmp_path / "data")
+    make_experiment(experiment, tmp_path / "data", tmp_path / "made", 100, [2.0], shorten=5, judges=80)
+    derived = experiments.load(tmp_path / "made")
+    param = proto.read_text(derived.solver("Reg_Col_2x"), "SolverParameter").message
+    assert (list(param.test_iter), round(param.AA, 6)) == ([4], 0.025)
+    assert list(param.test_state[0].stage) == ["judge"]
+    labels = _labels(Net(derived.folder / "train_val.prototxt", "TEST", stages=param.test_state[0].stage))
+    with h5py.File(tmp_path / "data" / "test.h5") as file:
+        everything = file["label"][()]
+    assert len(labels) == 80 and set(labels) == set(range(10))
+    assert labels == everything[np.linspace(0, 399, 80).astype(int)].tolist()
+    assert _labels(Net(derived.folder / "train_val.prototxt", "TEST")) == everything.tolist()
+
+
+def _labels(net: Net) -> list[float]:
+    found = []
+    for _ in range(4):
+        net.forward()
+        found += net.blobs["label"].data.tolist()
+    return found
+
+
 def test_means_are_removed(tmp_path: Path) -> None:
     """As the convnet's mean_file has it: the mean of the training images."""
     pixels = {phase: np.random.default_rng(k).integers(0, 256, (12, 3, 32, 32), np.uint8)
@@ -113,6 +140,7 @@ def test_the_table(tmp_path: Path) -> None:
     ("vgg16 --methods Reg_Col", "does not train its weights itself"),
     ("resnet56 --data . --methods Reg_Col", "not one that is kept in memory"),
     ("digits --methods Reg_Col --jobs 0", "--jobs is 0, expected 1 or more"),
+    ("digits --methods Reg_Col --judges 0", "--judges is 0, expected 1 or more"),
     ("digits --methods Reg_Col --device warp", "--device warp: "),
 ])
 def test_bad_input(arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
