@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from .aims import FIRST_INCREASE, HIGHEST_CEILING, ceiling
 from .experiments import Quick
 
 #: Counts of iterations, which are divided by `Quick.factor`, and what grows by a bit in each, which is multiplied by it; in
@@ -48,16 +49,26 @@ def hurry_solver(message: Any, quick: Quick) -> None:
     else:
         for part, name in _given(message, INTERVALS):
             setattr(part, name, max(1, getattr(part, name) // factor))
+        incremental = _incremental_strength(message, quick.strength)
+        strength = {"AA": incremental, "target_reg": incremental}
         for part, name in _given(message, GROWTHS):
-            setattr(part, name, getattr(part, name) * factor * quick.strength)
+            setattr(part, name, getattr(part, name) * factor * strength.get(name, quick.strength))
         for part, name in _given(message, LIMITS):
-            setattr(part, name, getattr(part, name) * quick.strength)
+            setattr(part, name, getattr(part, name) * strength.get(name, quick.strength))
     if quick.test_iter:
         message.test_iter[:] = [min(count, quick.test_iter) for count in message.test_iter]
     if quick.batch:
         for name in PASSES:
             if hasattr(message, name):
                 setattr(message, name, 1)
+
+
+def _incremental_strength(message: Any, strength: int) -> float:
+    """`strength`, or what IncReg's ceiling can still be multiplied by before it meets its limit: growth alone, multiplied by
+    more, would only prune groups before they are pushed anywhere."""
+    if not message.target_reg:
+        return strength
+    return max(1.0, min(strength, float(HIGHEST_CEILING / ceiling(message.target_reg, FIRST_INCREASE))))
 
 
 def _given(message: Any, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[Any, str]]:

@@ -1,0 +1,43 @@
+"""The shortened versions of solvers: what is divided, what is multiplied, and where that ends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from caffe_compat import proto
+from increg.aims import FIRST_INCREASE, HIGHEST_CEILING, ceiling
+from increg.experiments import Quick
+from increg.quick import hurry_solver
+
+
+def _hurried(text: str, quick: Quick) -> Any:
+    message = proto.parse_text(text, "SolverParameter", dialect=proto.INCREG).message
+    hurry_solver(message, quick)
+    return message
+
+
+def test_growth_and_ceiling() -> None:
+    """Ten times as fast and ten times as strong: the same push, lr * punishment summed over the iterations, in a tenth of
+    them."""
+    text = 'prune_method: "Reg_Col" AA: 0.001 target_reg: 0.05 losseval_interval: 2000'
+    param = _hurried(text, Quick(factor=10, strength=10))
+    assert (param.AA, param.target_reg) == (pytest.approx(0.1), pytest.approx(0.5))
+    assert param.losseval_interval == 200
+
+
+def test_the_ceiling_has_a_limit() -> None:
+    """Beyond the limit of IncReg's ceiling, growth takes as many iterations as the factor says, not fewer."""
+    before = ceiling(1.0, FIRST_INCREASE) / 0.001
+    param = _hurried('prune_method: "Reg_Col" AA: 0.001 target_reg: 1', Quick(factor=50, strength=50))
+    limited = ceiling(param.target_reg, FIRST_INCREASE)
+    assert limited == pytest.approx(HIGHEST_CEILING)
+    assert limited / param.AA == pytest.approx(before / 50)
+
+
+def test_other_methods_have_limits_of_their_own() -> None:
+    param = _hurried('prune_method: "GReg1_Row" greg_param { reg_granularity_prune: 1e-4 reg_upper_limit: 1 }',
+                     Quick(factor=10, strength=3))
+    assert param.greg_param.reg_granularity_prune == pytest.approx(30e-4)
+    assert param.greg_param.reg_upper_limit == pytest.approx(3)
