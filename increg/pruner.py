@@ -7,7 +7,8 @@ is unsettled.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from math import ceil
 
 import torch
@@ -19,10 +20,12 @@ from caffe_compat.net import Net
 from .budget import Budget, measure
 from .config import PruneConfig
 from .coupling import Coupling
-from .ratios import groups_to_prune
+from .ratios import aim, foresee_rows, groups_to_prune, least_enough
 from .state import LayerState
 from .trainer import say
 from .units import Row
+
+log = logging.getLogger(__name__)
 
 
 class Pruner:
@@ -148,6 +151,19 @@ class Pruner:
     def count(self, layer: LayerState) -> int:
         """How many of a layer's groups are to be pruned, so that some are left."""
         return groups_to_prune(layer, self.config)
+
+    def count_for_target(self, rows: Callable[[int], Mapping[str, Tensor]], most: int, share: float = 1.0) -> int:
+        """The least count in 1..most with which `rows(count)`, bool vectors of more rows to prune by the names of layers, meet
+        prune_target to the power of `share`."""
+        name, value = aim(self.config)
+
+        def reached(count: int) -> float:
+            return getattr(foresee_rows(self.layers, rows(count), self.config, self.coupling), name)
+
+        count = least_enough(lambda count: reached(count) >= value ** share, most)
+        if (found := reached(count)) < value ** share:
+            log.warning("%s: %s: %.4g is as much as can be had of %.4g", self.config.name, name, found, value ** share)
+        return count
 
     def iterations_per_epoch(self) -> int | None:
         """How many iterations read the training data once, None if no layer tells how much there is."""

@@ -6,7 +6,7 @@ that are pruned. `foresee` tells what will be left.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from math import floor
@@ -131,19 +131,24 @@ def _agree(tie: Tie) -> None:
 
 # -- a target for the net ---------------------------------------------------------------------------------------------
 
-def _meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling, ties: Sequence[Tie]) -> None:
-    """Gives all layers without a ratio the least one that meets the target."""
-    target = config.target
-    wanted = [(name, getattr(target, name)) for name in ("speedup", "compression") if target.HasField(name)]
+def aim(config: PruneConfig) -> tuple[str, float]:
+    """What prune_target asks for: the name of a number of `Budget`, and its value."""
+    wanted = [(name, getattr(config.target, name)) for name in ("speedup", "compression") if config.target.HasField(name)]
     if len(wanted) != 1 or wanted[0][1] <= 1:
         raise SolverError(f"{config.where}: prune_target asks for {', '.join(f'{n}: {v:g}' for n, v in wanted) or 'nothing'}; "
                           "expected either speedup or compression, and more than 1")
+    return wanted[0]
+
+
+def _meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling, ties: Sequence[Tie]) -> None:
+    """Gives all layers without a ratio the least one that meets the target."""
+    name, value = aim(config)
+    target = config.target
     free = [layer for layer in layers if not layer.explicit and config.unit.refusal(layer.layout) is None
             and (layer.is_conv or target.prune_fc)]
     if isinstance(config.unit, Row):
         whole = {layer.name for layer in needed_rows(layers, coupling)}
         free = [layer for layer in free if layer.name not in whole]
-    name, value = wanted[0]
 
     def reached(step: int) -> float:
         for layer in free:
@@ -159,7 +164,7 @@ def _meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling,
         raise SolverError(f"{config.where}: prune_target {name}: {value:g} cannot be met by {config.name}: at most {most:.4g} "
                           f"is possible with {len(free)} layers to prune, of which each keeps {config.least_groups} "
                           f"{config.unit.plural} at least")
-    reached(_bisect(lambda step: reached(step) >= value))
+    reached(least_enough(lambda step: reached(step) >= value, STEPS - 1))
 
 
 def _uniform(layer: LayerState, config: PruneConfig, step: int) -> np.float32:
@@ -169,9 +174,9 @@ def _uniform(layer: LayerState, config: PruneConfig, step: int) -> np.float32:
     return _f(min(step, most) / STEPS)
 
 
-def _bisect(enough: Callable[[int], bool]) -> int:
-    """The least step in 1..STEPS - 1 that is `enough`."""
-    low, high = 0, STEPS - 1
+def least_enough(enough: Callable[[int], bool], most: int) -> int:
+    """The least number in 1..most that is `enough`; `most` if none is."""
+    low, high = 0, most
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -203,6 +208,21 @@ def foresee(layers: Sequence[LayerState], config: PruneConfig, coupling: Couplin
             orders[leader] = torch.randperm(size, generator=generator)
         chosen = torch.zeros(size, dtype=torch.bool).index_fill_(0, orders[leader][:count], True)
         config.unit.prune(layer.masks, chosen.to(layer.masks.rows.device))
+    return after, left(after, config, coupling)
+
+
+def foresee_rows(layers: Sequence[LayerState], rows: Mapping[str, torch.Tensor], config: PruneConfig,
+                 coupling: Coupling) -> Budget:
+    """The budget once more `rows` are pruned, bool vectors by the names of their layers."""
+    after = [replace(layer, masks=Masks(layer.layout, layer.masks.rows.device)) for layer in layers]
+    for layer, now in zip(after, layers):
+        more = rows.get(layer.name)
+        layer.masks.set(now.masks.rows if more is None else now.masks.rows | more, now.masks.columns)
+    return left(after, config, coupling)
+
+
+def left(after: Sequence[LayerState], config: PruneConfig, coupling: Coupling) -> Budget:
+    """Lets neighbours follow in copies of the layers, where more is pruned, and counts what is left."""
     if config.update_row_col:
         by_rows = isinstance(config.unit, Row)
         for index, groups in (coupling.idle_columns if by_rows else coupling.idle_rows)(after).items():
@@ -213,7 +233,7 @@ def foresee(layers: Sequence[LayerState], config: PruneConfig, coupling: Couplin
         layer.update_ratios()
         if isinstance(config.unit, Weight):
             layer.pruned_ratio = _f(groups_to_prune(layer, config) / config.unit.size(layer.layout))
-    return after, measure(after, speedup_counts_fc=config.speedup_counts_fc, compression_counts_conv=True)
+    return measure(after, speedup_counts_fc=config.speedup_counts_fc, compression_counts_conv=True)
 
 
 # -- checks -----------------------------------------------------------------------------------------------------------

@@ -2,13 +2,15 @@
 
 As in its authors' code (arXiv 2009.05014): each round estimates every filter left, protects some of each layer, and prunes
 a share of all that are left; the shares of the rounds are such that prune_ratio (over all layers that have one, the mean
-by filters) is gone after the last. Between rounds the net trains. In theirs the filters are cut out; here they and what
+by filters) is gone after the last. With prune_target, which theirs does not have, the rounds prune until that is met.
+Between rounds the net trains. In theirs the filters are cut out; here they and what
 reads them are zero, which is the same to the estimators.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -53,6 +55,8 @@ class Ranked(PruneMethod):
         if any(not last < share < 1 for last, share in zip([0.0, *self.thresholds], self.thresholds)):
             self.fail(f"rank_param: thresholds are {', '.join(f'{share:g}' for share in self.thresholds)}, expected rising "
                       "shares of all filters, between 0 and 1")
+        if self.thresholds and config.target is not None:
+            self.fail("rank_param: thresholds and prune_target both say how many filters go; leave one of them out")
         if not 0 <= self.rank.protect_share < 1:
             self.fail(f"rank_param: protect_share is {self.rank.protect_share:g}, expected 0 <= protect_share < 1")
         if self.rank.temperature <= 0:
@@ -71,6 +75,7 @@ class Ranked(PruneMethod):
         super().bind(pruner)
         self.places = filters.places(pruner.net, pruner.pruned)
         self.groups = together(pruner.pruned, pruner.ties)
+        self._layers = {layer.name: layer for layer in pruner.pruned}
         #: What every filter was worth when it was last judged.
         self._scores = {layer.name: torch.zeros(layer.layout.rows, device=pruner.device) for layer in pruner.pruned}
         without = [layer for layer, place in zip(pruner.pruned, self.places) if place.scale is None]
@@ -109,17 +114,26 @@ class Ranked(PruneMethod):
         keep = self.config.least_groups
         if self.rank.per_layer:
             chosen = [ranking.least([values], ranking.count_to_prune(ratio, len(values)), keep)[0] for values in protected]
-        else:
+        elif self.config.target is None:
             chosen = ranking.least(protected, ranking.count_to_prune(ratio, left), keep)
-        for group, part in zip(self.groups, chosen):
-            kept = (~group[0].masks.rows).nonzero().squeeze(1)
-            rows = torch.zeros_like(group[0].masks.rows)
-            rows[kept[part]] = True
-            for layer in group:
-                self.pruner.prune(layer, rows)
+        else:
+            count = self.pruner.count_for_target(lambda count: self._rows(ranking.least(protected, count, keep)), left,
+                                                 (self.done + 1) / len(self.ratios))
+            chosen = ranking.least(protected, count, keep)
+        for name, rows in self._rows(chosen).items():
+            self.pruner.prune(self._layers[name], rows)
         self.done += 1
         log.info("%s, round %d of %d: %d of %d filters pruned", self.config.name, self.done, len(self.ratios),
                  sum(int(part.sum()) for part in chosen), left)
+
+    def _rows(self, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The rows (bool) of every layer that are among its group's `chosen` (bool, of the filters left)."""
+        found = {}
+        for group, part in zip(self.groups, chosen):
+            rows = torch.zeros_like(group[0].masks.rows)
+            rows[~group[0].masks.rows] = part
+            found.update(dict.fromkeys((layer.name for layer in group), rows))
+        return found
 
     def _protect(self, importance: Tensor, layer: LayerState) -> Tensor:
         if self.rank.protect == self.rank.NONE:

@@ -19,6 +19,7 @@ from increg import PruneHook
 from increg.methods import orthoreg_penalty
 from increg.methods.orthoreg import shortcuts
 from increg.methods.ranked import Ranked
+from increg.ratios import foresee_rows
 from increg.statistics import STATISTICS, Head, _class_shares, as_when_testing
 
 RATIOS = 'prune_ratios { layer: "*" prune_ratio: 0.5 } prune_ratios { layer: "ip" prune_ratio: 0 } '
@@ -73,6 +74,24 @@ def test_rounds_use_what_the_last_one_left(digits: Digits) -> None:
     assert sum(rows_left(hook)[name] for name in ("stem", "inner", "last")) == 39
     solver.step(5)
     assert sum(rows_left(hook)[name] for name in ("stem", "inner", "last")) == 39 - 14
+
+
+@pytest.mark.parametrize("name", ["GlobalL1", "Fisher"])
+@pytest.mark.parametrize("aim", ["speedup", "compression"])
+def test_a_target_is_met_by_the_ranking(name: str, aim: str, digits: Digits) -> None:
+    """However unevenly filters go, half of the way after the first of two rounds, and not by a filter more than it takes."""
+    solver, hook = digits.make(f'prune_method: "{name}_Row" prune_target {{ {aim}: 2.5 }} '
+                               "rank_param { interval: 2 rounds: 2 protect: NONE samples: 64 }", "s")
+    solver.load_weights(digits.weights)
+
+    def reached() -> float:
+        return getattr(foresee_rows(hook.layers, {}, hook.config, hook.pruner.coupling), aim)
+
+    solver.step(1)
+    assert 2.5 ** 0.5 <= reached() < 1.25 * 2.5 ** 0.5
+    solver.step(2)
+    assert 2.5 <= reached() < 1.25 * 2.5
+    assert hook.stages.now.state != "prune"
 
 
 def test_each_layer_its_share(digits: Digits) -> None:
@@ -263,6 +282,7 @@ def test_shortcuts() -> None:
     ('"Fisher_Row" rank_param { rounds: 0 }', "rounds is 0"),
     ('"Fisher_Row" rank_param { rounds: 2 }', "several rounds need an interval"),
     ('"Fisher_Row" rank_param { interval: 3 thresholds: 0.5 thresholds: 0.4 }', "thresholds are 0.5, 0.4, expected rising"),
+    ('"Taylor_Row" prune_target { speedup: 2 } rank_param { thresholds: 0.5 }', "leave one of them out"),
     ('"Taylor_Row" rank_param { thresholds: 1 }', "thresholds are 1, expected rising"),
     ('"RD_Row" rank_param { protect_share: 1 }', "protect_share is 1"),
     ('"GraSP_Row" rank_param { temperature: 0 }', "temperature is 0"),
