@@ -1,12 +1,12 @@
 """VGG-16 and ResNet-50 pruned by a ratio and slimmed: theoretical and measured speedup, side by side.
 
-    python benchmarks/slim.py [vgg16 resnet50] [--cases row2 spatial2 col5] [--batches 1 16] [--threads 2] [--seconds 5]
+    python benchmarks/slim.py [vgg16 resnet50] [--cases row2 spatial2 col5] [--batches 1 16] [--round-to 16] [--threads 2]
 
 Weights are random; the rows, kernel positions or columns with the smallest L1 norm are set to zero in every convolution,
 as many as give the speedup aimed at, and the net is made smaller by `increg.slim`. For rows and kernels both nets run as
 Caffe nets of ours. Scattered columns no Caffe layer skips: there the exports to PyTorch are compared, one of the dense net
 (in the memory format that is faster) and one with gathered convolutions, and the convolutions alone. On a busy machine use
-`--threads 1`: processor time is counted then.
+`--threads 1`: processor time is counted then. Results are in `docs/pruning.md`.
 """
 
 from __future__ import annotations

@@ -277,6 +277,13 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert not Net("small/train_val.prototxt", "TRAIN").copy_from("small/pruned.caffemodel").missing
 
 
+def test_command_rounds(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 of 4 rows are left: 3 with multiples of 3."""
+    words = ["slim", "net.prototxt", "pruned.caffemodel", "--out", "small", "--batches", "0", "--round-to", "3"]
+    assert main(words) == 0
+    assert "4 -> 3" in capsys.readouterr().out
+
+
 def test_what_a_fork_says_goes(files: Path) -> None:
     """The smaller net is one of BVLC Caffe's, which knows no prune_param."""
     Path("net.prototxt").write_text(TEXT.replace('type: "Convolution"', 'type: "Convolution" prune_param { prune_ratio: 0.5 }'))
