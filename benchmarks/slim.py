@@ -1,12 +1,12 @@
 """VGG-16 and ResNet-50 pruned by a ratio and slimmed: theoretical and measured speedup, side by side.
 
-    python benchmarks/slim.py [vgg16 resnet50] [--cases row2 spatial2 col5] [--batches 1 16] [--threads 2] [--seconds 5]
+    python benchmarks/slim.py [vgg16 resnet50] [--cases row2 spatial2 col5] [--batches 1 16] [--round-to 16] [--threads 2]
 
 Weights are random; the rows, kernel positions or columns with the smallest L1 norm are set to zero in every convolution,
 as many as give the speedup aimed at, and the net is made smaller by `increg.slim`. For rows and kernels both nets run as
 Caffe nets of ours. Scattered columns no Caffe layer skips: there the exports to PyTorch are compared, one of the dense net
 (in the memory format that is faster) and one with gathered convolutions, and the convolutions alone. On a busy machine use
-`--threads 1`: processor time is counted then.
+`--threads 1`: processor time is counted then. Results are in `docs/pruning.md`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 16])
     parser.add_argument("--threads", type=int, default=2, help="torch's threads (default 2)")
     parser.add_argument("--seconds", type=float, default=5, help="time for each contender (default 5)")
+    parser.add_argument("--round-to", type=int, default=1, help="rows are kept in multiples of this (default 1)")
     parser.add_argument("--gpu", type=int, help="the GPU to run on; without it the CPU")
     args = parser.parse_args()
     keep_freed_memory()  # as the commands do
@@ -82,13 +83,13 @@ def main() -> None:
     print(f"{'':24}{'batch':>6}{'before':>11}{'after':>11}{'measured':>10}{'theory':>9}{'reached':>9}")
     for name in args.nets:
         for case in args.cases:
-            measure(name, case, args.batches, args.seconds, device)
+            measure(name, case, args.round_to, args.batches, args.seconds, device)
 
 
-def measure(name: str, case: str, batches: list[int], seconds: float, device: torch.device) -> None:
+def measure(name: str, case: str, round_to: int, batches: list[int], seconds: float, device: torch.device) -> None:
     """A line for each batch size."""
     document, net = pruned(name, case)
-    smaller, result, found = slim(net, document, scattered=True)
+    smaller, result, found = slim(net, document, scattered=True, round_to=round_to)
     check_same(net, result, found, random_inputs(net)[:1])
     clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 

@@ -19,13 +19,14 @@ TOLERANCE = 1e-5
 SCALES, SEED = (1.0, 60.0), 1
 
 
-def slim(net: Net, document: Document, *, scattered: bool = False) -> tuple[Document, Net, Plan]:
+def slim(net: Net, document: Document, *, scattered: bool = False, round_to: int = 1) -> tuple[Document, Net, Plan]:
     """The definition of the smaller net, that net with its weights, and how it was made from `net`.
 
-    `net` was built from `document` in the TEST phase, on the CPU, and holds the pruned weights. Raises `CaffeError` if there is
-    nothing to take away; with `scattered`, only if no weight is zero.
+    `net` was built from `document` in the TEST phase, on the CPU, and holds the pruned weights. Rows stay, although they could
+    go, that make up a multiple of `round_to` in a layer (in each of its groups): convolutions are written for blocks of
+    channels. Raises `CaffeError` if there is nothing to take away; with `scattered`, only if no weight is zero.
     """
-    found = plan(net)
+    found = plan(net, round_to)
     if not found.smaller and not (scattered and any(bool((each.weight == 0).any()) for each in found.matrices.values())):
         raise CaffeError(f"{document.path}: nothing to slim: no row, no input channel and no border of a kernel is zero "
                          f"throughout and without effect{_left(found)}")

@@ -15,7 +15,7 @@ from caffe_compat import proto
 from caffe_compat.errors import CaffeError, WeightError
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
-from caffe_compat.tools.flags import add_python_flag, device_of
+from caffe_compat.tools.flags import add_python_flag, device_of, positive
 from caffe_compat.tools.show import table
 
 from ..budget import MATRIX, budget, layer_budgets
@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", choices=EXPORTS, action="append", default=[],
                         help="export the net, too, with convolutions that skip columns of zeros: to a folder DIR/torch, or "
                         "DIR/<NET>.onnx")
+    parser.add_argument("--round-to", metavar="N", type=positive, default=1,
+                        help="keep so many rows of each layer that their number is a multiple of N: what is left may run "
+                        "faster with 8 or 16 (default %(default)s)")
     parser.add_argument("--gpu", help="time on this GPU, too")
     add_python_flag(parser)
 
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
     outputs = _outputs(args)
     document, net = pruned_net(args.net, args.weights)
     inputs = random_inputs(net) + [given for path in args.inputs for given in read_inputs(path, net)]
-    smaller, result, found = slim(net, document, scattered=bool(args.to))
+    smaller, result, found = slim(net, document, scattered=bool(args.to), round_to=args.round_to)
     worst = check_same(net, result, found, inputs)
     others = [rewrite(proto.read_text(path, "NetParameter"), found.edits, net.layer_dict) for path in args.also]
     os.makedirs(args.out, exist_ok=True)

@@ -1,6 +1,7 @@
-"""Scattered columns in exports to PyTorch and ONNX: Convolution nodes become GatheredConvolution nodes, which skip them.
+"""Scattered columns in exports to PyTorch and ONNX: Convolution nodes become GatheredConvolution nodes, which skip them,
+and InnerProduct nodes smaller ones, which read the inputs that a KeptInputs node leaves.
 
-To `caffe_compat.convert` that is one more node type with an entry for each target. Such an export cannot be turned back
+To `caffe_compat.convert` those are more node types with an entry for each target. Such an export cannot be turned back
 into Caffe's files, which `increg slim` writes beside it.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -28,9 +30,9 @@ from caffe_compat.convert.torch_target import to_module
 from caffe_compat.net import Net
 from caffe_compat.proto import Document
 
-from .gathered import BlockMaxPool2d, GatheredConv2d, pack
+from .gathered import BlockMaxPool2d, GatheredConv2d, Kept, pack
 
-TYPE, BLOCKS = "GatheredConvolution", "BlockMaxPooling"
+TYPE, BLOCKS, KEPT = "GatheredConvolution", "BlockMaxPooling", "KeptInputs"
 #: The largest share of columns left with which gathering them takes less time than multiplying all.
 WORTH = 0.5
 
@@ -60,7 +62,9 @@ def forward_passes(net: Net, slimmed: Net, shape: tuple[int, ...], device: torch
 
 
 def gather(graph: Graph) -> None:
-    """A pass: Convolutions in two axes with few columns left become gathered ones, and max pooling suits them."""
+    """A pass: Convolutions in two axes with few columns left become gathered ones, and max pooling suits them; InnerProducts
+    with few columns left become smaller."""
+    graph.nodes = [each for node in graph.nodes for each in (*_kept(node), node)]
     for node in graph.nodes:
         if node.type == "Convolution" and node.layer.axis == 1 and len(node.layer.window.kernel) == 2 and _share(node) <= WORTH:
             _retype(node, TYPE)
@@ -68,6 +72,24 @@ def gather(graph: Graph) -> None:
         for node in graph.nodes:
             if node.type == "Pooling" and _is_block_maximum(node):
                 _retype(node, BLOCKS)
+
+
+def _kept(node: Node) -> list[Node]:
+    """Leaves out an InnerProduct's columns of zeros, if most are: the node to put before it, which leaves out its inputs."""
+    if node.type != "InnerProduct" or node.param.axis % len(node.in_shapes[0]) != 1:
+        return []
+    weight, *bias = node.params
+    rows = 1 if node.param.transpose else 0
+    used = (weight != 0).any(rows)
+    if not 0 < used.mean() <= WORTH:
+        return []
+    before = replace(node, outputs=[f"{node.inputs[0]}.{node.name}"], out_shapes=[(node.in_shapes[0][0], int(used.sum()))],
+                     params=[np.flatnonzero(used)], owners=[(f"{node.name}_kept", 0)])
+    _retype(before, KEPT)
+    before.layer.name = f"{node.name}_kept"
+    node.inputs, node.in_shapes, node.params = before.outputs, before.out_shapes, [weight.compress(used, 1 - rows), *bias]
+    node.change(axis=1)
+    return [before]
 
 
 def _retype(node: Node, kind: str) -> None:
@@ -108,6 +130,12 @@ def to_torch(node: Node) -> Module:
     return Module(GatheredConv2d, args, options, state, each=len(node.inputs) > 1)
 
 
+@TORCH.add(KEPT)
+def kept_to_torch(node: Node) -> Module:
+    """A Kept."""
+    return Module(Kept, (len(node.params[0]),), state={"kept": node.params[0]})
+
+
 @TORCH.add(BLOCKS)
 def pooling_to_torch(node: Node) -> Module:
     """A BlockMaxPool2d."""
@@ -116,6 +144,12 @@ def pooling_to_torch(node: Node) -> Module:
 
 #: ONNX runtimes choose their layouts themselves.
 ONNX.add(BLOCKS)(ONNX.get("Pooling"))
+
+
+@ONNX.add(KEPT)
+def kept_to_onnx(node: Node, out: Writer) -> None:
+    """Flatten and Gather."""
+    out.op("Gather", [out.op("Flatten", node.inputs, axis=1), out.ints(*node.params[0])], node.outputs, axis=1)
 
 
 @ONNX.add(TYPE)

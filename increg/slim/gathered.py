@@ -143,6 +143,20 @@ class BlockMaxPool2d(nn.Module):
         return z.contiguous()
 
 
+class Kept(nn.Module):
+    """The values (N, count) of each sample whose numbers are in the buffer `kept` (count,)."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(count, dtype=torch.long))
+
+    def extra_repr(self) -> str:
+        return f"{len(self.kept)}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).index_select(1, self.kept)
+
+
 def gathered(weight: Tensor, bias: Tensor | None = None, stride: tuple[int, int] = (1, 1),
              padding: tuple[int, int, int, int] = (0, 0, 0, 0), dilation: tuple[int, int] = (1, 1),
              groups: int = 1) -> GatheredConv2d:

@@ -3,8 +3,8 @@
 A channel can be taken away, with every row that writes it, if nobody reads it, or if it has one value everywhere that
 its readers can take into their biases. Beyond the borders a padded convolution sees zeros instead of that value, so
 there one such channel stays for all of them, a carrier: the others' weights are added to its own. What is kept is the
-least set that is closed under: what a kept row reads is kept, and each group of a grouped convolution keeps as many rows
-and as many inputs as the others, or nothing at all.
+least set that is closed under: what a kept row reads is kept, each group of a grouped convolution keeps as many rows
+and as many inputs as the others, or nothing at all, and rows come in multiples, if that is asked for.
 """
 
 from __future__ import annotations
@@ -47,22 +47,23 @@ class Inputs:
         return cls(zero, carried, values)
 
 
-def keep(channels: Channels, matrices: Mapping[str, Matrix], inputs: Mapping[str, Inputs]) -> np.ndarray:
-    """(numbers,) bool: the channels that stay."""
-    return _Keeping(channels, matrices, inputs).kept
+def keep(channels: Channels, matrices: Mapping[str, Matrix], inputs: Mapping[str, Inputs], round_to: int = 1) -> np.ndarray:
+    """(numbers,) bool: the channels that stay; of each matrix (of each group) a multiple of `round_to` rows, or all."""
+    return _Keeping(channels, matrices, inputs, round_to).kept
 
 
 class _Keeping:
     """Grows `kept` by one rule after the other, the later ones only where the earlier have no more to add."""
 
-    def __init__(self, channels: Channels, matrices: Mapping[str, Matrix], inputs: Mapping[str, Inputs]) -> None:
-        self.matrices, self.inputs = matrices, inputs
+    def __init__(self, channels: Channels, matrices: Mapping[str, Matrix], inputs: Mapping[str, Inputs],
+                 round_to: int) -> None:
+        self.matrices, self.inputs, self.round_to = matrices, inputs, round_to
         self.kept = channels.needed | channels.given
         self._blobs = [ids for tops in channels.tops.values() for ids in tops if len(ids)]
         #: By layer, the kept rows that `_reads` has seen, and the inputs that they read.
         self._rows: dict[str, np.ndarray] = {}
         self._read: dict[str, np.ndarray] = {}
-        while any(map(self._grows, (self._reads, self._carriers, self._groups, self._some))):
+        while any(map(self._grows, (self._reads, self._carriers, self._groups, self._multiples, self._some))):
             pass
 
     def _grows(self, rule: Callable[[], None]) -> bool:
@@ -100,6 +101,14 @@ class _Keeping:
         for group in np.flatnonzero(alive & (counts < most)):
             missing = ids[group][~self.kept[ids[group]]]
             self.kept[missing[:most - counts[group]]] = True
+
+    def _multiples(self) -> None:
+        """Fills up the rows of each group that keeps any to a multiple of `round_to`."""
+        for matrix in self.matrices.values():
+            for ids in matrix.writes:
+                count = self.kept[ids].sum()
+                if count:
+                    self.kept[ids[~self.kept[ids]][:-count % self.round_to]] = True
 
     def _some(self) -> None:
         """No blob may be left without a channel: keeps one of the first that would."""

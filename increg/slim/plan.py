@@ -71,13 +71,14 @@ class Plan:
         return found
 
 
-def plan(net: Net) -> Plan:
-    """What `net`, with its pruned weights, can do without; it is in the TEST phase and keeps its blobs."""
+def plan(net: Net, round_to: int = 1) -> Plan:
+    """What `net`, with its pruned weights, can do without; it is in the TEST phase and keeps its blobs. See `keep` for
+    `round_to`."""
     channels = Channels(net, layouts(net), exact=True)
     found = matrices(net, channels)
     values = constants(net, channels, found)
     inputs = {name: Inputs.of(matrix, values[name]) for name, matrix in found.items()}
-    kept = keep(channels, found, inputs)
+    kept = keep(channels, found, inputs, round_to)
     edits = {}
     for layer in net.layers:
         if layer.name in found:

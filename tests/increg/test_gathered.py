@@ -19,7 +19,7 @@ from caffe_compat.convert.graph import Graph
 from caffe_compat.convert.torch_target import load_module
 from increg.cli import main
 from increg.slim import gathered as module
-from increg.slim.export import BLOCKS, TYPE, gather
+from increg.slim.export import BLOCKS, TYPE, export, gather
 from increg.slim.gathered import BlockMaxPool2d, GatheredConv2d, gathered
 
 
@@ -130,14 +130,35 @@ def test_exports(files: Net, capsys: pytest.CaptureFixture[str]) -> None:
     np.testing.assert_allclose(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0], expected, rtol=1e-6, atol=1e-5)
 
 
+@pytest.mark.parametrize("more", ["", "transpose: true", "axis: -3 bias_term: false"])
+def test_inner_products(more: str, tmp_path: Path) -> None:
+    """Few columns left: both exports hold, and read, these alone."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    document = proto.parse_text(INPUT + inner("f", "x", 4, more) + inner("g", "f", 3), "NetParameter")
+    net = Net(document, "TEST", seed=1)
+    for blobs in net.params.values():
+        for blob in blobs:
+            blob.tensor.data.normal_(0, 0.3, generator=torch.Generator().manual_seed(2))
+    weight = net.params["f"][0].tensor.data
+    (weight if "transpose" in more else weight.T)[torch.arange(108) % 3 > 0] = 0
+    net.blobs["x"].data[...] = np.random.default_rng(1).normal(size=(2, 3, 6, 6))
+    expected, x = net.forward()["g"], net.blobs["x"].tensor
+    for target in ("torch", "onnx"):
+        export(net, document, target, tmp_path / target)
+    exported = load_module(tmp_path / "torch")
+    assert [part.in_features for part in exported.modules() if isinstance(part, torch.nn.Linear)] == [36, 4]
+    with torch.no_grad():
+        np.testing.assert_allclose(exported(x), expected, rtol=1e-6, atol=1e-5)
+    session = onnxruntime.InferenceSession(tmp_path / "onnx", providers=["CPUExecutionProvider"])
+    np.testing.assert_allclose(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0], expected, rtol=1e-6, atol=1e-5)
+
+
 def test_another_size_of_image(files: Net) -> None:
     """Where nothing fixes the size, the export leaves it open, too."""
     onnxruntime = pytest.importorskip("onnxruntime")
     text = TEXT.replace(inner("f", "c"), simple("Pooling", "p", "c", more="pooling_param { pool: AVE global_pooling: true }"))
     net = Net(proto.parse_text(text, "NetParameter"), "TEST")
     net.copy_from("pruned.caffemodel")
-    from increg.slim.export import export
-
     document = proto.parse_text(text, "NetParameter")
     export(net, document, "onnx", Path("open.onnx"))
     net.blobs["x"].reshape(1, 3, 9, 8)

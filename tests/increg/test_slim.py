@@ -43,9 +43,9 @@ def zero(net: Net, layer: str, *rows: int, bias: bool = True) -> None:
         blob.tensor.data[list(rows)] = 0
 
 
-def slimmed(document: Document, net: Net) -> tuple[Net, dict[str, tuple[int, ...]]]:
+def slimmed(document: Document, net: Net, round_to: int = 1) -> tuple[Net, dict[str, tuple[int, ...]]]:
     """The smaller net, checked, and the shapes of its weights."""
-    _, result, found = slim(net, document)
+    _, result, found = slim(net, document, round_to=round_to)
     assert check_same(net, result, found, random_inputs(net)) <= TOLERANCE
     return result, {name: blobs[0].shape for name, blobs in result.params.items()}
 
@@ -139,6 +139,24 @@ def test_depthwise() -> None:
     result, shapes = slimmed(document, net)
     assert shapes == {"a": (2, 3, 1, 1), "d": (2, 1, 3, 3), "c": (2, 2, 1, 1)}
     assert result.layer_dict["d"].param.group == 2
+
+
+@pytest.mark.parametrize(("round_to", "a", "c"), [(1, 3, 3), (2, 4, 4), (5, 5, 5), (4, 4, 4)])
+def test_rows_in_multiples(round_to: int, a: int, c: int) -> None:
+    """Of layers whose rows go together, too; what neighbours read is as many."""
+    text = conv("a", "x", 6) + conv("b", "x", 6) + simple("Eltwise", "e", "a", "b") + conv("c", "e", 7, 3, "pad: 1")
+    document, net = make(text + conv("d", "c", 2))
+    zero(net, "a", 0, 2, 4)
+    zero(net, "b", 0, 2, 4)
+    zero(net, "c", 1, 3, 5, 6)
+    assert slimmed(document, net, round_to)[1] == {"a": (a, 3, 1, 1), "b": (a, 3, 1, 1), "c": (c, a, 3, 3), "d": (2, c, 1, 1)}
+
+
+def test_a_layer_with_fewer_rows_than_a_multiple_keeps_all() -> None:
+    document, net = make(conv("a", "x", 6) + conv("b", "a", 9) + conv("c", "b", 2))
+    zero(net, "a", 0)
+    zero(net, "b", 0)
+    assert slimmed(document, net, 8)[1] == {"a": (6, 3, 1, 1), "b": (8, 6, 1, 1), "c": (2, 8, 1, 1)}
 
 
 def test_shared_weights_lose_the_same_rows() -> None:
@@ -257,6 +275,13 @@ def test_command(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     full.blobs["x"].data[...] = small.blobs["x"].data[...] = np.random.default_rng(1).normal(size=(2, 3, 6, 6))
     np.testing.assert_allclose(small.forward()["f"], full.forward()["f"], atol=1e-5)
     assert not Net("small/train_val.prototxt", "TRAIN").copy_from("small/pruned.caffemodel").missing
+
+
+def test_command_rounds(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """2 of 4 rows are left: 3 with multiples of 3."""
+    words = ["slim", "net.prototxt", "pruned.caffemodel", "--out", "small", "--batches", "0", "--round-to", "3"]
+    assert main(words) == 0
+    assert "4 -> 3" in capsys.readouterr().out
 
 
 def test_what_a_fork_says_goes(files: Path) -> None:
