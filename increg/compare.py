@@ -134,8 +134,10 @@ class Runner:
         self.failed: list[str] = []
 
     def run(self) -> list[str]:
-        """Runs all; returns the names of those that failed. At the deadline, or Ctrl-C, runs stop with a snapshot."""
+        """Runs all; returns the names of those that failed. At the deadline, or Ctrl-C, or SIGTERM, runs stop with a
+        snapshot."""
         context = get_context("spawn")  # a forked process could not use CUDA
+        terminates = signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             while (self.todo or self.running) and time.monotonic() < self.deadline:
                 for task in self._ready():
@@ -152,6 +154,7 @@ class Runner:
             for process, _ in self.running.values():
                 process.join()
             self._reap()
+            signal.signal(signal.SIGTERM, terminates)
         return self.failed
 
     def _ready(self) -> Iterator[Task]:

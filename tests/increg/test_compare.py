@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -52,6 +56,25 @@ def test_a_failed_run_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert message.count("\n") == 1 and "1 runs failed: Reg_Col_1e+06x_seed1" in message
     error = (tmp_path / "run" / "Reg_Col_1e+06x_seed1" / "error.txt").read_text()
     assert "speedup" in error and "Traceback" not in error
+
+
+def test_no_run_outlives_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told to end, by SIGTERM, it ends its runs first, as by Ctrl-C."""
+    started = []
+
+    def start(context: Any, *_: Any) -> tuple[Any, Any]:
+        process, listens = context.Process(target=time.sleep, args=(60,)), context.Event()
+        process.start()
+        started.append(process)
+        threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        return process, listens
+
+    monkeypatch.setattr(compare, "_start", start)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        compare.Runner([Task(1)], tmp_path, tmp_path, "cpu", 1, None).run()
+    assert [process.is_alive() for process in started] == [False]
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_the_data_are_what_the_net_would_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
