@@ -20,7 +20,7 @@ from caffe_compat.net import Net
 from .budget import Budget, measure
 from .config import PruneConfig
 from .coupling import Coupling
-from .ratios import aim, foresee_rows, groups_to_prune, least_enough
+from .ratios import foresee_rows, groups_to_prune, least_enough, target_of
 from .state import LayerState
 from .trainer import say
 from .units import Row
@@ -155,7 +155,7 @@ class Pruner:
     def count_for_target(self, rows: Callable[[int], Mapping[str, Tensor]], most: int, share: float = 1.0) -> int:
         """The least count in 1..most with which `rows(count)`, bool vectors of more rows to prune by the names of layers, meet
         prune_target to the power of `share`."""
-        name, value = aim(self.config)
+        name, value = target_of(self.config)
 
         def reached(count: int) -> float:
             return getattr(foresee_rows(self.layers, rows(count), self.config, self.coupling), name)

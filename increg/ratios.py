@@ -131,7 +131,7 @@ def _agree(tie: Tie) -> None:
 
 # -- a target for the net ---------------------------------------------------------------------------------------------
 
-def aim(config: PruneConfig) -> tuple[str, float]:
+def target_of(config: PruneConfig) -> tuple[str, float]:
     """What prune_target asks for: the name of a number of `Budget`, and its value."""
     wanted = [(name, getattr(config.target, name)) for name in ("speedup", "compression") if config.target.HasField(name)]
     if len(wanted) != 1 or wanted[0][1] <= 1:
@@ -142,7 +142,7 @@ def aim(config: PruneConfig) -> tuple[str, float]:
 
 def _meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling, ties: Sequence[Tie]) -> None:
     """Gives all layers without a ratio the least one that meets the target."""
-    name, value = aim(config)
+    name, value = target_of(config)
     target = config.target
     free = [layer for layer in layers if not layer.explicit and config.unit.refusal(layer.layout) is None
             and (layer.is_conv or target.prune_fc)]
@@ -208,7 +208,7 @@ def foresee(layers: Sequence[LayerState], config: PruneConfig, coupling: Couplin
             orders[leader] = torch.randperm(size, generator=generator)
         chosen = torch.zeros(size, dtype=torch.bool).index_fill_(0, orders[leader][:count], True)
         config.unit.prune(layer.masks, chosen.to(layer.masks.rows.device))
-    return after, left(after, config, coupling)
+    return after, budget_left(after, config, coupling)
 
 
 def foresee_rows(layers: Sequence[LayerState], rows: Mapping[str, torch.Tensor], config: PruneConfig,
@@ -218,10 +218,10 @@ def foresee_rows(layers: Sequence[LayerState], rows: Mapping[str, torch.Tensor],
     for layer, now in zip(after, layers):
         more = rows.get(layer.name)
         layer.masks.set(now.masks.rows if more is None else now.masks.rows | more, now.masks.columns)
-    return left(after, config, coupling)
+    return budget_left(after, config, coupling)
 
 
-def left(after: Sequence[LayerState], config: PruneConfig, coupling: Coupling) -> Budget:
+def budget_left(after: Sequence[LayerState], config: PruneConfig, coupling: Coupling) -> Budget:
     """Lets neighbours follow in copies of the layers, where more is pruned, and counts what is left."""
     if config.update_row_col:
         by_rows = isinstance(config.unit, Row)

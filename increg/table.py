@@ -90,4 +90,4 @@ class GroupTable:
 
 def _sorted(keys: Tensor) -> Tensor:
     """Sorts integers. On a CPU by NumPy, which is several times as fast as torch."""
-    return keys.sort().values if keys.is_cuda else torch.from_numpy(np.sort(keys.numpy()))
+    return torch.from_numpy(np.sort(keys.numpy())) if keys.device.type == "cpu" else keys.sort().values

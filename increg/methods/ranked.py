@@ -3,8 +3,8 @@
 As in its authors' code (arXiv 2009.05014): each round estimates every filter left, protects some of each layer, and prunes
 a share of all that are left; the shares of the rounds are such that prune_ratio (over all layers that have one, the mean
 by filters) is gone after the last. With prune_target, which theirs does not have, the rounds prune until that is met.
-Between rounds the net trains. In theirs the filters are cut out; here they and what
-reads them are zero, which is the same to the estimators.
+Between rounds the net trains. In theirs the filters are cut out; here they and what reads them are zero, which is the same
+to the estimators.
 """
 
 from __future__ import annotations
