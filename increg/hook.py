@@ -215,6 +215,9 @@ class PruneHook(SolverHook):
         for layer in self.layers:
             if not how.endswith("exactly") and self.method.zeros_are_pruned:
                 state.restore_masks(layer, self.pruner.unit, self._marks.get(layer.name))
+            if not how and layer.masks.num_rows == layer.layout.rows and not self.config.as_reference:
+                raise WeightError(f"{layer.where}: all of its weights are zero, as if everything were pruned. Load trained "
+                                  "weights that this layer is in, or give it a weight_filler")
             layer.update_ratios()
             if how != "exactly":
                 self.stages.check_layer(layer, solver.iter + 1)

@@ -32,6 +32,8 @@ LIMITS: dict[str, tuple[str, ...]] = {
 }
 #: Passes an iteration: one.
 PASSES = "iter_size", "iter_size_prune", "iter_size_losseval", "iter_size_retrain", "iter_size_final_retrain"
+#: Layer types whose weights are filled, and the fields that say how.
+FILLED = {"Convolution": "convolution_param", "InnerProduct": "inner_product_param"}
 #: Iterations of `plain_training`, before they are divided.
 TRAINING = 10000
 
@@ -82,13 +84,17 @@ def _given(message: Any, names: dict[str, tuple[str, ...]]) -> Iterator[tuple[An
 
 
 def hurry_net(message: Any, quick: Quick, new: bool) -> Any:
-    """Changes a NetParameter, and returns it. `new` weights have no stored statistics for BatchNorm to use."""
+    """Changes a NetParameter, and returns it. `new` weights have no stored statistics for BatchNorm to use, and need fillers:
+    a net that is given trained weights may have none, and would start with zeros, which stand for pruned weights."""
     for layer in message.layer:
         if layer.type == "Data" and quick.batch:
             phases = [rule.phase for rule in layer.include]
             layer.data_param.batch_size = quick.batch[bool(phases) and phases[0] == 1]  # TEST is 1
         if layer.type == "BatchNorm" and new:
             layer.batch_norm_param.ClearField("use_global_stats")
+        for kind, param in FILLED.items():
+            if new and layer.type == kind and not getattr(layer, param).HasField("weight_filler"):
+                getattr(layer, param).weight_filler.type = "msra"
     return message
 
 

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from caffe_compat import proto
+from increg import experiments
 from increg.aims import FIRST_INCREASE, HIGHEST_CEILING, ceiling
 from increg.experiments import Quick
-from increg.quick import hurry_solver
+from increg.quick import FILLED, hurry_net, hurry_solver
 
 
 def _hurried(text: str, quick: Quick) -> Any:
@@ -34,6 +35,17 @@ def test_the_ceiling_has_a_limit() -> None:
     limited = ceiling(param.target_reg, FIRST_INCREASE)
     assert limited == pytest.approx(HIGHEST_CEILING)
     assert limited / param.AA == pytest.approx(before / 50)
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet34"])
+def test_new_weights_are_filled(name: str) -> None:
+    """Nets that are given trained weights have no fillers; without the weights every layer must have one all the same."""
+    path = experiments.folder(name) / "train_val.prototxt"
+    net = hurry_net(proto.read_text(path, "NetParameter").message, Quick(), new=True)
+    layers = [layer for layer in net.layer if layer.type in FILLED]
+    assert layers and all(getattr(layer, FILLED[layer.type]).weight_filler.type in ("msra", "xavier") for layer in layers)
+    given = hurry_net(proto.read_text(path, "NetParameter").message, Quick(), new=False)
+    assert given.layer == proto.read_text(path, "NetParameter").message.layer
 
 
 def test_other_methods_have_limits_of_their_own() -> None:
