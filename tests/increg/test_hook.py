@@ -324,7 +324,7 @@ def test_going_back_does_not_turn_back_the_schedule(tiny: Tiny) -> None:
 def test_a_layer_of_nothing_but_zeros_is_refused(tiny: Tiny) -> None:
     """As those of a net without fillers that nobody trained: everything would count as pruned."""
     solver, hook = tiny.make()
-    hook.layers[1].weight.data.zero_()
+    hook.layers[1].weight.data[:] = 0
     solver.net.save(tiny.folder / "empty.caffemodel")
     solver, _ = tiny.make()
     with pytest.raises(WeightError, match=r"conv2 .*: all of its weights are zero, .* or give it a weight_filler"):
