@@ -37,11 +37,11 @@ class Outcome:
         """Before and after, and layer by layer."""
         budget = self.budget
         lines = [
-            f"{'':20}{'before':>12}{'after':>12}",
-            f"{'test accuracy':20}{100 * self.accuracy_before:>10.2f} %{100 * self.accuracy_after:>10.2f} %",
-            f"{'conv multiply-adds':20}{budget.operations:>12,}{budget.operations_left:>12,.0f}"
+            f"{'':20}{'before':>16}{'after':>16}",
+            f"{'test accuracy':20}{100 * self.accuracy_before:>14.2f} %{100 * self.accuracy_after:>14.2f} %",
+            f"{'conv multiply-adds':20}{budget.operations:>16,}{budget.operations_left:>16,.0f}"
             f"   {budget.speedup:.3f}x fewer",
-            f"{'conv weights':20}{budget.weights:>12,}{budget.weights_left:>12,.0f}   {budget.compression:.3f}x fewer",
+            f"{'conv weights':20}{budget.weights:>16,}{budget.weights_left:>16,.0f}   {budget.compression:.3f}x fewer",
             "",
             f"{'layer':20}{'columns pruned':>20}{'rows pruned':>16}{'weights pruned':>18}",
         ]
