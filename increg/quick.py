@@ -8,7 +8,7 @@ from typing import Any
 from .aims import FIRST_INCREASE, HIGHEST_CEILING, ceiling
 from .experiments import Quick
 
-#: Counts of iterations, which are divided by `Quick.factor`, and what grows by a bit in each, which is multiplied by it; in
+#: Counts of iterations and samples, which are divided by `Quick.factor`, and what grows by a bit in each, which is multiplied by it; in
 #: SolverParameter and in the methods' own messages.
 INTERVALS: dict[str, tuple[str, ...]] = {
     "": ("losseval_interval", "retrain_test_interval"),
@@ -16,10 +16,12 @@ INTERVALS: dict[str, tuple[str, ...]] = {
     "soft_prune_param": ("epoch",),
     "afp_param": ("prune_iter",),
     "dsa_param": ("iterations",),
-    "rank_param": ("iter", "interval"),
+    "rank_param": ("iter", "interval", "samples"),
     "orthoreg_param": ("finetune",),
-    "orthoreg_param.rank_param": ("iter", "interval"),
+    "orthoreg_param.rank_param": ("iter", "interval", "samples"),
 }
+#: What they are not divided below, if it is not 1: every class has to turn up.
+LEAST = {"samples": 500}
 GROWTHS: dict[str, tuple[str, ...]] = {
     "": ("AA",),
     "greg_param": ("reg_granularity_pick", "reg_granularity_prune"),
@@ -50,7 +52,8 @@ def hurry_solver(message: Any, quick: Quick) -> None:
             message.stepsize = max(1, message.stepsize // factor)
     else:
         for part, name in _given(message, INTERVALS):
-            setattr(part, name, max(1, getattr(part, name) // factor))
+            count = getattr(part, name)
+            setattr(part, name, max(min(count, LEAST.get(name, 1)), count // factor))
         incremental = _incremental_strength(message, quick.strength)
         strength = {"AA": incremental, "target_reg": incremental}
         for part, name in _given(message, GROWTHS):

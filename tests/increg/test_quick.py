@@ -37,6 +37,12 @@ def test_the_ceiling_has_a_limit() -> None:
     assert limited / param.AA == pytest.approx(before / 50)
 
 
+@pytest.mark.parametrize(("given", "left"), [("", 500), ("samples: 20000", 1000), ("samples: 300", 300)])
+def test_statistics_need_some_samples(given: str, left: int) -> None:
+    param = _hurried(f'prune_method: "RD_Row" rank_param {{ iter: 200 interval: 10 {given} }}', Quick(factor=20))
+    assert (param.rank_param.iter, param.rank_param.interval, param.rank_param.samples) == (10, 1, left)
+
+
 @pytest.mark.parametrize("name", ["vgg16", "resnet50", "resnet34"])
 def test_new_weights_are_filled(name: str) -> None:
     """Nets that are given trained weights have no fillers; without the weights every layer must have one all the same."""
