@@ -8,8 +8,8 @@ from typing import Any
 from .aims import FIRST_INCREASE, HIGHEST_CEILING, ceiling
 from .experiments import Quick
 
-#: Counts of iterations and samples, which are divided by `Quick.factor`, and what grows by a bit in each, which is multiplied by it; in
-#: SolverParameter and in the methods' own messages.
+#: Counts of iterations and samples, which are divided by `Quick.factor`, and what grows by a bit in each iteration, which is
+#: multiplied by it; in SolverParameter and in the methods' own messages.
 INTERVALS: dict[str, tuple[str, ...]] = {
     "": ("losseval_interval", "retrain_test_interval"),
     "greg_param": ("stabilize_reg_interval",),
