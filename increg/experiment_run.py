@@ -8,12 +8,14 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from math import isfinite
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 
 from caffe_compat import Solver, create_solver, proto
+from caffe_compat.errors import SolverError
 from caffe_compat.net import Net
 from caffe_compat.solver.actions import on_signals
 
@@ -114,7 +116,7 @@ class Run:
             return
         solver = Solver(BASELINE_SOLVER, device=self.device, keep_blobs=False)
         total = solver.param.max_iter
-        solver.add_hook(Recorder(None, TRAINING))
+        solver.add_hook(Recorder(None, TRAINING, listeners=[check_loss]))
         solver.add_hook(Progress("training", total, lambda solver: f"loss {float(solver.net.loss):.4f}", self.out))
         self.solve(solver, "training", "baseline")
         if solver.iter < total:
@@ -126,7 +128,7 @@ class Run:
         """Leaves the pruned and retrained weights in PRUNED, what happened on the way in RECORD, and reports."""
         solver = create_solver(SOLVER, as_reference=self.plan["as_reference"], device=self.device, keep_blobs=False)
         hook = next(hook for hook in solver.hooks if isinstance(hook, PruneHook))
-        solver.add_hook(Recorder(hook, RECORD, listeners=self.listeners))
+        solver.add_hook(Recorder(hook, RECORD, listeners=[*self.listeners, check_loss]))
         solver.add_hook(Progress("pruning", None, lambda solver: describe(hook), self.out))
         solver.add_hook(Narrator(hook, self.say))
         solver.load_weights(BASELINE)
@@ -198,6 +200,15 @@ class Run:
         with torch.no_grad():
             scores = [torch.stack([net.forward()[name].reshape(()) for name in names]) for _ in range(param.test_iter[0])]
         return dict(zip(names, torch.stack(scores).mean(0).tolist()))
+
+
+def check_loss(row: Row) -> None:
+    """Raises `SolverError` if a row of a record tells of a loss that is not a number: Caffe's Accuracy takes such outputs for
+    right answers, so that the run would end with 100 %."""
+    loss = row.get("loss")
+    if loss is not None and not isfinite(loss):
+        raise SolverError(f"training has diverged: the loss is {loss} at iteration {row['iter']}; start from other weights, or "
+                          "lower the solver's base_lr")
 
 
 def _percent(accuracies: dict[str, float]) -> str:

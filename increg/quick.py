@@ -97,7 +97,7 @@ def hurry_net(message: Any, quick: Quick, new: bool) -> Any:
             layer.batch_norm_param.ClearField("use_global_stats")
         for kind, param in FILLED.items():
             if new and layer.type == kind and not getattr(layer, param).HasField("weight_filler"):
-                getattr(layer, param).weight_filler.type = "msra"
+                getattr(layer, param).weight_filler.type = "xavier"  # keeps deep nets without BatchNorm in bounds
     return message
 
 
