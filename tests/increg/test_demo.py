@@ -164,6 +164,19 @@ def test_bad_weights(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     assert not (tmp_path / "run" / "baseline.caffemodel").exists()
 
 
+def test_a_loss_that_is_not_a_number(finished: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                     capsys: pytest.CaptureFixture) -> None:
+    """It does not end as a run of 100 %, which Caffe's Accuracy makes of such outputs."""
+    monkeypatch.chdir(tmp_path)
+    net = Net(finished[0] / "deploy.prototxt")
+    net.copy_from(finished[0] / "baseline.caffemodel")
+    net.params["conv2"][0].data[0] = float("nan")
+    net.save(tmp_path / "diverged.caffemodel")
+    assert main(["demo", "--quick", "--weights", "diverged.caffemodel"]) == 1
+    error = capsys.readouterr().err
+    assert "training has diverged: the loss is nan at iteration 0" in error and error.count("\n") == 1
+
+
 ERRORS = [
     ("demo --mnist nowhere", "nowhere: there is no such folder or file; expected the folder with MNIST's four IDX files"),
     ("demo --mnist empty", "the folder has no file train-images-idx3-ubyte"),
