@@ -204,7 +204,8 @@ class Run:
 
 def check_loss(row: Row) -> None:
     """Raises `SolverError` if a sample of a record has a loss that is not a number: Caffe's Accuracy takes such outputs for
-    right answers, so that the run would end with 100 %. Tests may have one: before it has trained, BatchNorm has no statistics."""
+    right answers, so that the run would end with 100 %. Tests may have one: BatchNorm has no statistics before it has
+    trained."""
     if row["what"] == "sample" and not isfinite(row["loss"]):
         raise SolverError(f"training has diverged: the loss is {row['loss']} at iteration {row['iter']}; start from other "
                           "weights, or lower the solver's base_lr")

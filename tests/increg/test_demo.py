@@ -21,7 +21,7 @@ from caffe_compat.errors import CaffeError
 from caffe_compat.net import Net
 from increg import datasets, experiments, runfolder
 from increg.cli import main
-from increg.experiment_run import Run
+from increg.experiment_run import Run, check_loss
 from increg.progress import Progress
 from increg.record import read_record
 from increg.reproduce import Plan
@@ -175,6 +175,13 @@ def test_a_loss_that_is_not_a_number(finished: tuple[Path, str], tmp_path: Path,
     assert main(["demo", "--quick", "--weights", "diverged.caffemodel"]) == 1
     error = capsys.readouterr().err
     assert "training has diverged: the loss is nan at iteration 0" in error and error.count("\n") == 1
+
+
+def test_a_test_before_training_may_have_no_loss() -> None:
+    check_loss({"what": "test", "iter": 0, "loss": float("nan")})
+    check_loss({"what": "sample", "iter": 0, "loss": 87.3})
+    with pytest.raises(CaffeError, match="diverged: the loss is inf at iteration 7"):
+        check_loss({"what": "sample", "iter": 7, "loss": float("inf")})
 
 
 ERRORS = [
