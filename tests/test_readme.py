@@ -61,5 +61,9 @@ def test_commands_exist() -> None:
 
 def test_links_lead_somewhere() -> None:
     for readme in [ROOT / "README.md", *(ROOT / "prototxt").glob("*/README.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", readme.read_text()):
-            assert (readme.parent / target).exists(), f"{readme}: {target}"
+        for link in re.findall(r"\]\((?!https?:)([^)]+)\)", readme.read_text()):
+            path, _, section = link.partition("#")
+            target = readme.parent / path
+            assert target.exists(), f"{readme}: {link}"
+            headings = re.findall(r"^#+ (.*)", target.read_text(), re.MULTILINE) if section else []
+            assert section in ["", *(heading.lower().replace(" ", "-") for heading in headings)], f"{readme}: {link}"
