@@ -68,11 +68,20 @@ class PruneHook(SolverHook):
         """Says what was understood, and snapshots what pruning starts from."""
         for layer in self.layers:
             layer.update_ratios()
+        if solver.iter == 0:
+            self._meet_target()
         for line in overview.lines(self.pruner):
             say(line)
         self.stages.begin()
         self._begin_method()
         self._hold_method_rate()
+
+    @torch.no_grad()
+    def _meet_target(self) -> None:
+        """Takes the ratios from prune_target again, now that weights tell what is likely to go, and what follows it."""
+        if self.config.target is not None and not self.method.chooses_ratios:
+            ratios.meet(self.layers, self.config, self.pruner.coupling, self.pruner.ties, self.pruner.orders())
+            self.stages.take_ratios()
 
     def _begin_method(self) -> None:
         if self._pruning and not self._begun:
@@ -198,6 +207,8 @@ class PruneHook(SolverHook):
             for layer in self.layers:
                 kept = own["layers"][layer.name]
                 layer.finished, layer.settled = kept["finished"], kept.get("settled", False)
+                if not layer.explicit:
+                    layer.ratio = np.float32(kept.get("ratio", layer.ratio))
             self.method.load_state(state.unpack_values(extra[f"{self.name}.method"]) if f"{self.name}.method" in extra else {})
         else:
             self.stages.load_fields(document.message, document.path)

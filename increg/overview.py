@@ -12,7 +12,7 @@ def lines(pruner: Pruner) -> list[str]:
     """The table's lines. What is left counts neighbours that follow; where the method chooses the ratios itself, it is
     what the ratios it begins with would leave."""
     config, unit = pruner.config, pruner.unit
-    after, budget = foresee(pruner.layers, config, pruner.coupling, pruner.ties)
+    after, budget = foresee(pruner.layers, config, pruner.coupling, pruner.ties, pruner.orders())
     rows = [HEAD]
     for layer, then in zip(pruner.layers, after):
         weights = layer.layout.rows * layer.layout.columns

@@ -20,10 +20,10 @@ from caffe_compat.net import Net
 from .budget import Budget, measure
 from .config import PruneConfig
 from .coupling import Coupling
-from .ratios import foresee_rows, groups_to_prune, least_enough, target_of
+from .ratios import Orders, foresee_rows, groups_to_prune, least_enough, target_of
 from .state import LayerState
 from .trainer import say
-from .units import Row
+from .units import Row, Weight
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +151,13 @@ class Pruner:
     def count(self, layer: LayerState) -> int:
         """How many of a layer's groups are to be pruned, so that some are left."""
         return groups_to_prune(layer, self.config)
+
+    @torch.no_grad()
+    def orders(self) -> Orders:
+        """The groups of each of `pruned` in the order in which they are likely to go, by what the method can tell now."""
+        return {} if isinstance(self.unit, Weight) else {
+            layer.name: scores.argsort(stable=True)
+            for layer, scores in zip(self.pruned, self.mean_over_ties(self.method.likely()))}
 
     def count_for_target(self, rows: Callable[[int], Mapping[str, Tensor]], most: int, share: float = 1.0) -> int:
         """The least count in 1..most with which `rows(count)`, bool vectors of more rows to prune by the names of layers, meet

@@ -1,7 +1,8 @@
 """How much of each layer is pruned: from prune_param, the solver's patterns, or a target for the whole net.
 
 `settle` gives every layer its ratio, decides what becomes of rows that meet other layers' rows, and numbers the layers
-that are pruned. `foresee` tells what will be left.
+that are pruned. `meet` gives ratios that meet a target again once weights tell which groups are likely to go. `foresee`
+tells what will be left.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from .ties import Meeting, Tie, find_ties, needed_rows
 from .units import Row, Weight
 
 _f = np.float32
+#: By layer name, the layer's groups in the order in which they go, (groups,) int64.
+Orders = Mapping[str, torch.Tensor]
 #: The uniform ratio is a multiple of 1 / STEPS.
 STEPS = 10000
 
@@ -37,7 +40,7 @@ def settle(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling
     _apply_patterns(layers, config)
     ties = _couple(layers, config, coupling)
     if config.target is not None:
-        _meet(layers, config, coupling, ties)
+        meet(layers, config, coupling, ties)
     for tie in ties:
         _agree(tie)
     ties = [tie for tie in ties if tie[0].ratio > 0]
@@ -140,8 +143,11 @@ def target_of(config: PruneConfig) -> tuple[str, float]:
     return wanted[0]
 
 
-def _meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling, ties: Sequence[Tie]) -> None:
-    """Gives all layers without a ratio the least one that meets the target."""
+def meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling, ties: Sequence[Tie],
+         orders: Orders | None = None) -> None:
+    """Gives all layers without a ratio the least one that meets prune_target, if groups go in these `orders` (see
+    `foresee`). Raises `SolverError` if none does."""
+    orders = orders or _random_orders(layers, config, ties)
     name, value = target_of(config)
     target = config.target
     free = [layer for layer in layers if not layer.explicit and config.unit.refusal(layer.layout) is None
@@ -155,7 +161,7 @@ def _meet(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling,
             layer.ratio = _uniform(layer, config, step)
         for tie in ties:
             _agree(tie)
-        return getattr(foresee(layers, config, coupling, ties)[1], name)
+        return getattr(foresee(layers, config, coupling, ties, orders)[1], name)
 
     if not free:
         raise SolverError(f"{config.where}: prune_target {name}: {value:g} finds no layer without a prune_ratio to give one to")
@@ -189,26 +195,32 @@ def groups_to_prune(layer: LayerState, config: PruneConfig) -> int:
     return max(0, min(config.method.count(groups, layer.ratio, config.settings), groups - config.least_groups))
 
 
-def foresee(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling,
-            ties: Sequence[Tie]) -> tuple[list[LayerState], Budget]:
+def foresee(layers: Sequence[LayerState], config: PruneConfig, coupling: Coupling, ties: Sequence[Tie],
+            orders: Orders | None = None) -> tuple[list[LayerState], Budget]:
     """The layers and the budget once all is pruned, neighbours that follow included; compression counts all weights.
 
-    Which groups go is not known yet; any are taken, the same ones where rows go together.
+    Which groups go is known for sure only then. `orders` are those in which they are likely to go, by the names of the
+    layers with a ratio; any, without them, but the same ones where rows go together.
     """
-    generator = torch.Generator().manual_seed(0)
+    orders = orders or _random_orders(layers, config, ties)
     after = [replace(layer, masks=Masks(layer.layout, layer.masks.rows.device)) for layer in layers]
-    leaders = {layer.name: tie[0].name for tie in ties for layer in tie}
-    orders: dict[str, torch.Tensor] = {}
     for layer in after:
         if layer.ratio == 0 or isinstance(config.unit, Weight):
             continue
-        size, count = config.unit.size(layer.layout), groups_to_prune(layer, config)
-        leader = leaders.get(layer.name, layer.name)
-        if leader not in orders:
-            orders[leader] = torch.randperm(size, generator=generator)
-        chosen = torch.zeros(size, dtype=torch.bool).index_fill_(0, orders[leader][:count], True)
-        config.unit.prune(layer.masks, chosen.to(layer.masks.rows.device))
+        order = orders[layer.name]
+        chosen = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+        config.unit.prune(layer.masks, chosen.index_fill_(0, order[:groups_to_prune(layer, config)], True))
     return after, budget_left(after, config, coupling)
+
+
+def _random_orders(layers: Sequence[LayerState], config: PruneConfig, ties: Sequence[Tie]) -> Orders:
+    """Any order for each layer that can be pruned, the same one for those of a tie."""
+    if isinstance(config.unit, Weight):
+        return {}
+    generator = torch.Generator().manual_seed(0)
+    orders = {layer.name: torch.randperm(config.unit.size(layer.layout), generator=generator).to(layer.masks.rows.device)
+              for layer in layers if config.unit.refusal(layer.layout) is None}
+    return orders | {layer.name: orders[tie[0].name] for tie in ties for layer in tie}
 
 
 def foresee_rows(layers: Sequence[LayerState], rows: Mapping[str, torch.Tensor], config: PruneConfig,

@@ -42,8 +42,12 @@ class Stages:
         self.trainer = trainer
         self.say = say
         self.now = self._first()
-        for layer in layers:
-            layer.ratio_now = first_ratio(config, layer)
+        self.take_ratios()
+
+    def take_ratios(self) -> None:
+        """Sets what the first stage aims at, from the ratios of the layers."""
+        for layer in self.layers:
+            layer.ratio_now = first_ratio(self.config, layer)
 
     def _first(self) -> StageState:
         return StageState(feasible_accuracy=self.config.baseline_acc,

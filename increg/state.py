@@ -222,7 +222,8 @@ def restore_masks(layer: LayerState, unit: Unit, marked: Tensor | None) -> None:
 def to_extra(layer: LayerState) -> dict[str, Any]:
     """What SolverState has no field for, as JSON can hold it."""
     extra = {"rows": _pack(layer.masks.rows), "columns": _pack(layer.masks.columns), "num_rows": layer.num_rows,
-             "num_columns": layer.num_columns, "finished": layer.finished, "settled": layer.settled}
+             "num_columns": layer.num_columns, "finished": layer.finished, "settled": layer.settled,
+             "ratio": float(layer.ratio)}
     if layer.masks.weights is not None:
         extra["weights"] = _pack(layer.masks.weights)
     return extra

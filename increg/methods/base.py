@@ -99,6 +99,11 @@ class PruneMethod:
         (`Pruner.count`)."""
         return math.ceil(written(ratio) * groups)
 
+    def likely(self) -> list[Tensor]:
+        """Scores by which groups are likely to go, the least first, as far as the weights tell before pruning: one vector
+        for each layer with a ratio, (groups,)."""
+        return [self.unit.totals(layer.layout, layer.weight.tensor.detach(), torch.abs) for layer in self.pruner.pruned]
+
     @classmethod
     def reached(cls, layer: LayerState, by_rows: bool) -> bool:
         """Whether a layer has reached what this stage aims at."""

@@ -26,6 +26,9 @@ class OneShot(PruneMethod):
         """One vector for each layer with a ratio, shape (groups,): the least go."""
         raise NotImplementedError
 
+    def likely(self) -> list[Tensor]:
+        return self.scores()
+
     def before_forward(self, iteration: int) -> None:
         if iteration < self.param.iter:
             return

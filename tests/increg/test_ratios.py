@@ -75,15 +75,21 @@ def test_a_pattern_for_all(tmp_path: Path) -> None:
 
 # -- targets ----------------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("method", ["L1_Row", "L1_Col", "L1_Channel", "L1_Weight", "SFP_Row"])
+@pytest.mark.parametrize("method", ["L1_Row", "L1_Col", "L2_Col", "Largest_Col", "Random_Col", "L1_Channel", "L1_Weight",
+                                    "SFP_Row"])
 @pytest.mark.parametrize("target", ["speedup: 2", "compression: 1.5", "speedup: 1.3"])
 def test_a_target_is_met_and_hardly_passed(method: str, target: str, tmp_path: Path) -> None:
-    """With the ratio one step lower it would not be met; and the pruned net really has the speedup."""
+    """With the ratio one step lower it would not be met; and the pruned net really has the speedup, though half of the
+    channels have small weights, so that they go as a whole and take rows along, or stay as a whole."""
     hook = make(CHAIN, f'prune_method: "{method}" prune_target {{ {target} }} one_shot_param {{ iter: 0 }} '
                 "soft_prune_param { epoch: 1 epochs: 1 }", tmp_path)
     name, value = target.split(": ")
     given = {layer.ratio for layer in hook.layers if layer.ratio > 0}
     assert len(given) == 1 and hook.layers[-1].ratio == 0
+    with torch.no_grad():
+        for layer in hook.layers[1:3]:
+            layer.weight.tensor[:, ::2] /= 100
+    orders = hook.pruner.orders()
     hook.solver.step(2)
     counted = [layer for layer in hook.layers if name == "compression" or layer.is_conv]
     size = [layer.layout.rows * layer.layout.columns * (layer.outputs if name == "speedup" else 1) for layer in counted]
@@ -91,8 +97,29 @@ def test_a_target_is_met_and_hardly_passed(method: str, target: str, tmp_path: P
     assert float(value) <= sum(size) / left
     for layer in hook.layers:
         layer.ratio = np.float32(layer.ratio - 2e-4 if layer.ratio else 0)
-    _, budget = foresee(hook.layers, hook.config, hook.pruner.coupling, hook.pruner.ties)
+    _, budget = foresee(hook.layers, hook.config, hook.pruner.coupling, hook.pruner.ties, orders)
     assert getattr(budget, name) < float(value)
+
+
+def test_a_resumed_run_keeps_the_ratios_that_met_the_target(tmp_path: Path) -> None:
+    """They were taken from the weights that it started from, which are not those of the snapshot."""
+    settings = ('prune_method: "L1_Col" prune_target { speedup: 2 } one_shot_param { iter: 3 } '
+                'prune_ratios { layer: "conv1" prune_ratio: 0.25 }')
+    before = make(CHAIN, settings, tmp_path)
+    with torch.no_grad():
+        before.layers[1].weight.tensor[:, ::2] /= 100
+    guess = ratios(before)
+    before.solver.step(2)
+    assert ratios(before) != guess
+    before.solver.snapshot()
+    after = make(CHAIN, settings, tmp_path)
+    assert ratios(after) == guess
+    after.solver.restore(str(tmp_path / "s_iter_2.solverstate"))
+    after.solver.step(3)
+    before.solver.step(3)
+    assert ratios(after) == ratios(before) and ratios(after)["conv1"] == 0.25
+    assert [layer.num_columns for layer in after.layers] == [layer.num_columns for layer in before.layers]
+    assert before.budget().speedup >= 2
 
 
 def test_ratios_of_their_own_are_kept(tmp_path: Path) -> None:
