@@ -51,8 +51,12 @@ def positions(weight: Tensor, speedup: float) -> Tensor:
 
 
 def columns(weight: Tensor, speedup: float) -> Tensor:
-    """Columns, 1 / speedup of them."""
-    return _smallest(weight.abs().sum(0).flatten(), 1 / speedup).reshape(weight.shape[1:])
+    """A share p of the columns stays, with p (1 - (1 - p)^positions) = 1 / speedup: an input channel that loses all of its
+    positions takes a row of the layer before along."""
+    shares = torch.linspace(0, 1, 10001, dtype=torch.float64)
+    left = shares * (1 - (1 - shares) ** weight[0, 0].numel())
+    kept = float(shares[(left - 1 / speedup).abs().argmin()])
+    return _smallest(weight.abs().sum(0).flatten(), kept).reshape(weight.shape[1:])
 
 
 def _smallest(norms: Tensor, kept: float) -> Tensor:

@@ -105,9 +105,10 @@ class GatheredConv2d(nn.Module):
 
     def _places(self, band: Tensor, kept: Tensor) -> Tensor:
         """Where in an image of `band` each kept column's first value is."""
-        position = kept % (self.kernel[0] * self.kernel[1])
-        row = kept // (self.kernel[0] * self.kernel[1]) * band.shape[2] + position // self.kernel[1] * self.dilation[0]
-        return row * band.shape[3] + position % self.kernel[1] * self.dilation[1]
+        (high, wide), (down, right) = self.kernel, self.dilation
+        channels, rows, shifts = (torch.arange(count, device=band.device) * step for count, step in (
+            (self.channels, band.stride(1)), (high, down * band.stride(2)), (wide, right)))
+        return (channels[:, None, None] + rows[:, None] + shifts).flatten()[kept]
 
     def _views(self, band: Tensor, rows: int, width: int) -> Tensor:
         """(images, places, rows, width): what the windows see of `band` from each place, without a copy."""
