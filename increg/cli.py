@@ -12,7 +12,7 @@ from caffe_compat.cli import run as run_command
 
 #: The commands, and their modules in this package.
 COMMANDS = {"demo": "demo", "reproduce": "reproduce", "compare": "compare", "report": "report", "slim": "slim.command",
-            "budget": "show_budget", "coupling": "show_coupling"}
+            "budget": "show_budget", "coupling": "show_coupling", "sensitivity": "sensitivity"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
