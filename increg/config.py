@@ -53,6 +53,7 @@ class PruneConfig:
     baseline_acc: float
     losseval_interval: int
     retrain_test_interval: int
+    accuracy_output: str                  # "" for all outputs with "ccuracy" in their names
     passes: dict[str, int] = field(default_factory=dict)  # iter_size_*, by state
     as_reference: bool = False
 
@@ -98,6 +99,7 @@ def read_config(param: Any, where: str, as_reference: bool = False) -> PruneConf
         update_row_col=param.IF_update_row_col, early_stop=param.IF_eswpf, use_acc1=param.IF_use_acc1,
         acc_borderline=param.acc_borderline, baseline_acc=param.baseline_acc,
         losseval_interval=param.losseval_interval, retrain_test_interval=param.retrain_test_interval,
+        accuracy_output=param.accuracy_output,
         passes={state: getattr(param, name) for state, name in PASSES.items()},
         as_reference=as_reference and method.staged)
     _check(config)

@@ -20,6 +20,7 @@ from caffe_compat.net import Net
 from caffe_compat.solver.actions import on_signals
 
 from . import datasets
+from .accuracy import accuracy_outputs
 from .experiments import Experiment
 from .hook import PruneHook
 from .outcome import Outcome, comparison
@@ -196,7 +197,7 @@ class Run:
         param = proto.read_text(SOLVER, "SolverParameter").message
         net = Net(param.net, "TEST", device=self.device, keep_blobs=False)
         net.copy_from(weights)
-        names = [name for name in net.outputs if "ccuracy" in name]
+        names = accuracy_outputs(net.outputs, param.accuracy_output)
         with torch.no_grad():
             scores = [torch.stack([net.forward()[name].reshape(()) for name in names]) for _ in range(param.test_iter[0])]
         return dict(zip(names, torch.stack(scores).mean(0).tolist()))

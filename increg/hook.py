@@ -18,6 +18,7 @@ from caffe_compat.solver.hooks import SolverHook
 from caffe_compat.solver.solver import Solver
 
 from . import coupling, overview, ratios, state
+from .accuracy import accuracy_outputs
 from .budget import Budget
 from .config import PruneConfig
 from .prunable import find_layers
@@ -57,10 +58,14 @@ class PruneHook(SolverHook):
 
     def _check_tests(self) -> None:
         nets = self.solver.test_nets
-        if self.config.retrain_test_interval and not (nets and any("ccuracy" in name for name in nets[-1].outputs)):
-            raise SolverError(f"{self.config.where}: retrain_test_interval is {self.config.retrain_test_interval}, but the "
-                              'last test net has no output with "ccuracy" in its name, by which retraining is judged; '
-                              f"its outputs: {', '.join(nets[-1].outputs) if nets else 'there is no test net'}")
+        chosen = self.config.accuracy_output
+        if not self.config.retrain_test_interval or (nets and accuracy_outputs(nets[-1].outputs, chosen)):
+            return
+        missing = f'output "{chosen}" (accuracy_output)' if chosen else 'output with "ccuracy" in its name'
+        raise SolverError(f"{self.config.where}: retrain_test_interval is {self.config.retrain_test_interval}, but the last "
+                          f"test net has no {missing}, by which retraining is judged; its outputs: "
+                          f"{', '.join(nets[-1].outputs) if nets else 'there is no test net'}"
+                          f"{'' if chosen else '. Name the one of which more is better: accuracy_output'}")
 
     # -- the solver's events --------------------------------------------------------------------------------------------
 
@@ -258,7 +263,8 @@ class PruneHook(SolverHook):
         results = self.solver.test_all()
         if self.solver.stopped or not results:
             return None
-        return [np.float32(value) for name, value in results[-1].scores if "ccuracy" in name]
+        chosen = accuracy_outputs((name for name, _ in results[-1].scores), self.config.accuracy_output)
+        return [np.float32(value) for name, value in results[-1].scores if name in chosen]
 
     def snapshot(self, infix: str) -> None:
         """Writes `<snapshot_prefix><infix>_iter_<iter>`."""

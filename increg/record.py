@@ -25,6 +25,7 @@ from caffe_compat.errors import ParseError
 from caffe_compat.proto import Document
 from caffe_compat.solver import Solver, SolverHook, TestScores
 
+from .accuracy import accuracy_outputs
 from .hook import PruneHook
 
 Row = dict[str, Any]
@@ -79,7 +80,9 @@ class Recorder(SolverHook):
 
     def on_tested(self, solver: Solver, scores: TestScores) -> None:
         """Keeps the accuracy, the lowest of several (top-1), and the loss."""
-        accuracy = min((value for name, value in scores.scores if "ccuracy" in name), default=None)
+        chosen = accuracy_outputs((name for name, _ in scores.scores),
+                                  self.pruning.config.accuracy_output if self.pruning else "")
+        accuracy = min((value for name, value in scores.scores if name in chosen), default=None)
         loss = next((value for name, value in scores.scores if "loss" in name), None)
         self._write({"what": "test", "step": self.step, "iter": solver.iter, "accuracy": accuracy, "loss": loss})
 

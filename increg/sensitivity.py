@@ -21,6 +21,7 @@ from caffe_compat.tools.flags import add_python_flag, device_of, flag, positive
 from caffe_compat.tools.show import table
 
 from . import coupling
+from .accuracy import accuracy_outputs
 from .config import PruneConfig, read_config
 from .methods import OneShot, find_method, method_names
 from .prunable import find_layers
@@ -67,7 +68,7 @@ class Scan:
     skipped: by the names of layers that cannot be pruned, why not
     """
 
-    def __init__(self, net: Net, method: str, iterations: int, output: str | None = None) -> None:
+    def __init__(self, net: Net, method: str, iterations: int, output: str = "") -> None:
         self.net = net
         self.iterations = iterations
         self.config = _config(method)
@@ -85,7 +86,7 @@ class Scan:
         if (why := unit.refusal(layer.layout)) is not None:
             return why
         groups = unit.size(layer.layout)
-        return f"it has {groups} of the {unit.plural}" if groups <= self.config.least_groups else None
+        return f"too few {unit.plural} to prune some: {groups}" if groups <= self.config.least_groups else None
 
     def _pruner(self, ratios: dict[str, float]) -> Pruner:
         """What prunes the layers of these names by their ratios, and no others."""
@@ -137,11 +138,11 @@ def _config(method: str) -> PruneConfig:
     return read_config(message, WHERE)
 
 
-def _outputs(net: Net, output: str | None) -> list[str]:
+def _outputs(net: Net, output: str) -> list[str]:
     if net.inputs:
         raise CaffeError(f"{net.path}: reads no data of its own ({', '.join(net.inputs)} must be given); take the net that is "
                          "tested while training (train_val.prototxt)")
-    found = [output] if output in net.outputs else [name for name in net.outputs if output is None and "ccuracy" in name]
+    found = accuracy_outputs(net.outputs, output)
     if not found:
         looked = f"no output {output}" if output else 'no output with "ccuracy" in its name'
         raise CaffeError(f"{net.path}: {looked}; name the one to watch with --output, of which more must be better. There "
@@ -163,7 +164,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points", type=float, default=1.0, metavar="P",
                         help="suggest the largest ratios that cost a layer at most so many points of accuracy (default 1)")
     flag(parser, "iterations", type=positive, default=50, help="how many batches to test with (default 50)")
-    parser.add_argument("--output", metavar="BLOB",
+    parser.add_argument("--output", metavar="BLOB", default="",
                         help='the output to watch (default: the least that has "ccuracy" in its name)')
     parser.add_argument("--json", metavar="FILE", help="write all numbers to FILE")
     flag(parser, "gpu", help="the GPU to run on; without it the CPU")

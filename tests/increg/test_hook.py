@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from caffe_compat import proto
 from caffe_compat.errors import WeightError
 from caffe_compat.solver import Solver, SolverHook
 from increg import PruneHook
+from increg.record import Recorder, read_record
 
 ROW = 'prune_method: "Reg_Row" regularization_type: "Reg_Row"'
 SPATIAL = 'prune_method: "Reg_Col" regularization_type: "RegSpa_Col"'
@@ -278,6 +280,19 @@ def test_only_the_newest_regular_snapshot_is_kept(tiny: Tiny) -> None:
     solver.step(10)
     assert sorted(path.name for path in tiny.folder.glob("s_iter_*")) == ["s_iter_9.caffemodel", "s_iter_9.solverstate"]
     assert (tiny.folder / "s_stage0_iter_0.caffemodel").exists()
+
+
+def test_the_output_that_judges_can_be_named(tiny: Tiny, tmp_path: Path) -> None:
+    """The run is the one that its usual name would have made, and so is the record."""
+    def run(output: str, settings: str) -> tuple[list[Any], list[Any]]:
+        solver, hook = tiny.make(f"max_iter: 1000 retrain_test_interval: 2 {settings}", {'top: "accuracy"': f'top: "{output}"'})
+        solver.add_hook(Recorder(hook, tmp_path / f"{output}.jsonl"))
+        solver.solve()
+        assert hook.stages.now.done
+        tests = [row["accuracy"] for row in read_record(tmp_path / f"{output}.jsonl") if row["what"] == "test"]
+        return tests, [blob.tensor.tolist() for blob in solver.net.params["conv2"]]
+
+    assert run("score", 'accuracy_output: "score"') == run("accuracy", "")
 
 
 def test_several_stages(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
