@@ -64,6 +64,22 @@ def test_line_by_line(name: str, log: Callable[[str], str]) -> None:
         assert numbers(our) == pytest.approx(numbers(their), rel=1e-4), their
 
 
+def test_a_loss_that_is_no_number_is_pointed_out_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Where the loss is shown; Caffe trains on, and so do we."""
+    (tmp_path / "solver.prototxt").write_text('''
+        base_lr: 1e30 lr_policy: "fixed" max_iter: 40 display: 10 solver_mode: CPU snapshot_after_train: false random_seed: 1
+        net_param {
+          layer { name: "x" type: "DummyData" top: "x" top: "t" dummy_data_param { shape { dim: 2 dim: 3 }
+            data_filler { type: "gaussian" } } }
+          layer { name: "y" type: "InnerProduct" bottom: "x" top: "y" inner_product_param { num_output: 3
+            weight_filler { type: "xavier" } } }
+          layer { name: "loss" type: "EuclideanLoss" bottom: "y" bottom: "t" top: "loss" } }''')
+    assert cli.main(["train", f"--solver={tmp_path / 'solver.prototxt'}"]) == 0
+    warnings = [text for severity, text in messages(capfd.readouterr().err) if severity == "W"]
+    assert warnings == ["Iteration 10: training has diverged, the loss is not a number any more. Lower base_lr, set "
+                        "clip_gradients, or start from other weights"]
+
+
 def test_what_is_trained(log: Callable[[str], str]) -> None:
     """The numbers shown are not all: the weights written at the end are Caffe's."""
     log("train")

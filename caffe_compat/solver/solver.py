@@ -92,6 +92,7 @@ class Solver:
         self._begun = False
         self._losses: list[Tensor] = []
         self._smoothed = torch.zeros((), device=self.device)
+        self._diverged = False
         self._clock = (0.0, 0)
         self._start = 0
         self.history: list[list[Tensor]] = [
@@ -383,6 +384,10 @@ class Solver:
         log.info("Iteration %d (%g iter/s, %gs/%d iters), loss = %g", self.iter, done / seconds if seconds else 0.0, seconds,
                  self.param.display, self._smoothed)
         self._clock = (now, self.iter)
+        if not (self._diverged or self._smoothed.isfinite()):
+            self._diverged = True
+            log.warning("Iteration %d: training has diverged, the loss is not a number any more. Lower base_lr, set "
+                        "clip_gradients, or start from other weights", self.iter)
         index = 0
         for name in self.net.outputs:
             for value in self.net.blobs[name].tensor.detach().flatten().tolist():
