@@ -18,11 +18,10 @@ import time
 from contextlib import chdir, redirect_stdout
 
 import torch
-from resnet50_pruning import REG, make_solver
+from resnet50_pruning import REG, make_solver, parse
 from timing import HookClock
 
 from caffe_compat import Solver
-from caffe_compat.memory import keep_freed_memory
 from increg.methods import METHODS, method_names
 from increg.methods.one_shot import OneShot
 from increg.methods.soft import SoftPruning
@@ -43,13 +42,7 @@ RATIO = 0.5
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", metavar="METHOD", help="prune_method words (default: one of each)")
-    for name, default in (("batch", 1), ("rounds", 5), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default {default})")
-    parser.add_argument("--gpu", type=int, help="the GPU to run on; without it the CPU")
-    args = parser.parse_args()
-    keep_freed_memory()  # as the commands do
-    torch.set_num_threads(args.threads)
-    device = torch.device("cpu" if args.gpu is None else f"cuda:{args.gpu}")
+    args, device = parse(parser, batch=1, rounds=5)
     names = args.methods or [f"{core}_{next(iter(METHODS.get(core).units))}" for core in METHODS.names()]
     if unknown := set(names) - set(method_names()):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(method_names())}")

@@ -43,13 +43,7 @@ layer { name: "loss" type: "SoftmaxWithLoss" bottom: "fc1000" bottom: "label" to
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in (("batch", 16), ("iterations", 2), ("rounds", 3), ("threads", 1)):
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default {default})")
-    parser.add_argument("--gpu", type=int, help="the GPU to run on; without it the CPU")
-    args = parser.parse_args()
-    keep_freed_memory()  # as the commands do
-    torch.set_num_threads(args.threads)
-    device = torch.device("cpu" if args.gpu is None else f"cuda:{args.gpu}")
+    args, device = parse(parser, batch=16, iterations=2, rounds=3)
     solvers = {"training": make_solver(device, args.batch, "None"),
                "pruning": make_solver(device, args.batch, "Reg_Col", REG)}
     clock = None
@@ -62,6 +56,17 @@ def main() -> None:
                                             args.rounds, warm_up=1)
     show(seconds, "training")
     show_share(seconds["training"], seconds["pruning"], clock)
+
+
+def parse(parser: argparse.ArgumentParser, **numbers: int) -> tuple[argparse.Namespace, torch.device]:
+    """The command line, with an option for each of `numbers`, threads and a GPU among them; makes the process ready."""
+    for name, default in (numbers | {"threads": 1}).items():
+        parser.add_argument(f"--{name}", type=int, default=default, help=f"(default {default})")
+    parser.add_argument("--gpu", type=int, help="the GPU to run on; without it the CPU")
+    args = parser.parse_args()
+    keep_freed_memory()  # as the commands do
+    torch.set_num_threads(args.threads)
+    return args, torch.device("cpu" if args.gpu is None else f"cuda:{args.gpu}")
 
 
 def make_solver(device: torch.device, batch: int, method: str, settings: str = "", ratio: float = 0.9) -> Solver:

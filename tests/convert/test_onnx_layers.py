@@ -6,7 +6,6 @@ import json
 from functools import cache
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from caffe_compat import proto
 from caffe_compat.convert import UnsupportedLayer
 from caffe_compat.convert.onnx_writer import ONNX
 from caffe_compat.convert.targets import HANDLED, Unsupported
-from caffe_compat.layers import LAYERS, Layer, layer
+from caffe_compat.layers import LAYERS
 from caffe_compat.net import Net
 
 pytest.importorskip("onnx", reason="needs onnx (the extra `convert`)")
@@ -158,29 +157,14 @@ def test_detection_output_that_cannot_be(settings: str, reason: str) -> None:
         export(net_of(DETECTION % f"num_classes: 2 {settings}", loc=(1, 16), conf=(1, 8), prior=(1, 2, 16)))
 
 
-def test_a_type_of_ones_own() -> None:
+def test_a_type_of_ones_own(hard_swish: str) -> None:
     """The example of docs/convert-types.md: a type is refused until it has an entry."""
-
-    @layer("HardSwish", param="clip_param")  # any message with a number
-    class HardSwish(Layer):
-        """x clip(x + offset, 0, 6) / 6."""
-
-        def setup(self, shapes):
-            self.param = SimpleNamespace(offset=self.param.max)
-
-        def forward(self, x):
-            return x * (x + self.param.offset).clamp(0, 6) / 6
-
     text = (Path(__file__).parents[2] / "docs" / "convert-types.md").read_text()
-    net = net_of('layer { name: "act" type: "HardSwish" bottom: "x" top: "y" clip_param { min: 0 max: 2.5 } }', x=(2, 3))
-    try:
-        with pytest.raises(UnsupportedLayer, match="act.*HardSwish layer cannot be converted to ONNX"):
-            export(net)
-        exec(text.split("# myfork_onnx.py")[1].split("```")[0], {})
-        check_same(net, {"x": 4 * values(2, 3)})
-    finally:
-        LAYERS._entries.pop("HardSwish")
-        ONNX._entries.pop("HardSwish", None)
+    net = net_of(hard_swish, x=(2, 3))
+    with pytest.raises(UnsupportedLayer, match="act.*HardSwish layer cannot be converted to ONNX"):
+        export(net)
+    exec(text.split("# myfork_onnx.py")[1].split("```")[0], {})
+    check_same(net, {"x": 4 * values(2, 3)})
 
 
 def test_random_pooling_is_refused() -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,6 @@ from caffe_compat.convert.torch_module import _source
 from caffe_compat.convert.torch_source import Model
 from caffe_compat.convert.torch_target import caffe_names, load_module, run_torch, to_module
 from caffe_compat.errors import CaffeError, WeightError
-from caffe_compat.layers import LAYERS, Layer, layer
 from caffe_compat.net import Net
 
 INPUT = 'layer { name: "in" type: "Input" top: "x" input_param { shape { dim: 2 dim: 4 dim: 6 dim: 6 } } }'
@@ -242,34 +240,19 @@ def test_any_size(pool: str, tmp_path: Path) -> None:
 # -- types from elsewhere ----------------------------------------------------------------------------------------------
 
 
-def test_a_type_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_type_of_ones_own(hard_swish: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The example of docs/convert-types.md: a type is refused until it has an entry, then written with its class."""
-
-    @layer("HardSwish", param="clip_param")  # any message with a number
-    class HardSwish(Layer):
-        """x clip(x + offset, 0, 6) / 6."""
-
-        def setup(self, shapes):
-            self.param = SimpleNamespace(offset=self.param.max)
-
-        def forward(self, x):
-            return x * (x + self.param.offset).clamp(0, 6) / 6
-
     text = (Path(__file__).parents[2] / "docs" / "convert-types.md").read_text()
     (tmp_path / "myfork_convert.py").write_text(text.split("```python")[1].split("```")[0])
     monkeypatch.syspath_prepend(tmp_path)
-    try:
-        net = net_of(INPUT + 'layer { name: "act" type: "HardSwish" bottom: "x" top: "y" clip_param { min: 0 max: 2.5 } }')
-        document = Graph.of(net).to_document()
-        with pytest.raises(CaffeError, match="act.*HardSwish layer cannot be converted to torch"):
-            convert(document, None, "torch", tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-        import_module("myfork_convert")
+    net = net_of(INPUT + hard_swish)
+    document = Graph.of(net).to_document()
+    with pytest.raises(CaffeError, match="act.*HardSwish layer cannot be converted to torch"):
         convert(document, None, "torch", tmp_path / "out")
-        with pytest.raises(CaffeError, match="takes x; no values were given for x"):
-            run_torch(tmp_path / "out", {})
-        found = run_torch(tmp_path / "out", {"x": net.blobs["x"].data})["y"]
-        np.testing.assert_allclose(found, net.forward()["y"].numpy(), rtol=1e-6)
-    finally:
-        LAYERS._entries.pop("HardSwish")
-        TORCH._entries.pop("HardSwish", None)
+    assert not (tmp_path / "out").exists()
+    import_module("myfork_convert")
+    convert(document, None, "torch", tmp_path / "out")
+    with pytest.raises(CaffeError, match="takes x; no values were given for x"):
+        run_torch(tmp_path / "out", {})
+    found = run_torch(tmp_path / "out", {"x": net.blobs["x"].data})["y"]
+    np.testing.assert_allclose(found, net.forward()["y"].numpy(), rtol=1e-6)
