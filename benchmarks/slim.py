@@ -4,9 +4,10 @@
 
 Weights are random; the rows, kernel positions or columns with the smallest L1 norm are set to zero in every convolution,
 as many as give the speedup aimed at, and the net is made smaller by `increg.slim`. For rows and kernels both nets run as
-Caffe nets of ours. Scattered columns no Caffe layer skips: there the exports to PyTorch are compared, one of the dense net
-(in the memory format that is faster) and one with gathered convolutions, and the convolutions alone. On a busy machine use
-`--threads 1`: processor time is counted then. Results are in `docs/pruning.md`.
+Caffe nets of ours. Scattered columns no Caffe layer skips: there the exports to PyTorch are compared, of the dense net and
+with gathered convolutions where they are worth while (each in the memory format that is faster), and the convolutions alone,
+all of them gathered. On a busy machine use `--threads 1`: processor time is counted then. Results are in
+`docs/pruning.md`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from caffe_compat.proto import Document
 from increg.budget import CONV, MATRIX, Rule, budget, layer_budgets
 from increg.slim import check_same, slim
 from increg.slim.check import random_inputs
-from increg.slim.export import forward_passes
+from increg.slim.export import before_and_after, forward_passes
 from increg.slim.gathered import gathered
 from increg.slim.latency import fastest, running
 
@@ -111,9 +112,7 @@ def measure(name: str, case: str, round_to: int, batches: list[int], seconds: fl
             passes = forward_passes(net, result, shape, device)
         else:
             passes = {"before": running(document, net, batch, device), "after": running(smaller, result, batch, device)}
-        times = fastest(passes, device, seconds=seconds, clock=clock)
-        dense = min(value for key, value in times.items() if key != "after")
-        show(case, MATRIX, batch, dense, times["after"])
+        show(case, MATRIX, batch, *before_and_after(fastest(passes, device, seconds=seconds, clock=clock)))
 
 
 def pruned(name: str, case: str) -> tuple[Document, Net]:

@@ -20,7 +20,7 @@ from caffe_compat.tools.show import table
 
 from ..budget import MATRIX, budget, layer_budgets
 from .check import check_same, random_inputs, slim
-from .export import export, forward_passes
+from .export import before_and_after, export, forward_passes
 from .latency import fastest, running
 from .plan import Plan
 from .rewrite import rewrite
@@ -168,12 +168,12 @@ def show_latency(batches: Sequence[int], gpu: torch.device | None, before: tuple
 
 
 def show_exports(batches: Sequence[int], gpu: torch.device | None, net: Net, slimmed: Net, theory: float) -> None:
-    """Times the exports to PyTorch side by side: the dense one in the memory format that is faster, and the gathered one."""
+    """Times the exports to PyTorch, the dense one and the gathered one, side by side, in the memory formats that are faster."""
     for device in [torch.device("cpu"), *([gpu] if gpu else [])]:
         for batch in batches:
             shape = (batch, *net.blobs[net.inputs[0]].shape[1:])
             times = fastest(forward_passes(net, slimmed, shape, device), device)
-            print(_compared(f"PyTorch, {device}, batch {batch}", min(times["NCHW"], times["NHWC"]), times["after"], theory))
+            print(_compared(f"PyTorch, {device}, batch {batch}", *before_and_after(times), theory))
 
 
 def _compared(what: str, before: float, after: float, theory: float) -> str:
