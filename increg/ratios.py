@@ -214,12 +214,12 @@ def foresee(layers: Sequence[LayerState], config: PruneConfig, coupling: Couplin
 
 
 def _random_orders(layers: Sequence[LayerState], config: PruneConfig, ties: Sequence[Tie]) -> Orders:
-    """Any order for each layer that can be pruned, the same one for those of a tie."""
+    """Any order for each layer, the same one for those of a tie."""
     if isinstance(config.unit, Weight):
         return {}
     generator = torch.Generator().manual_seed(0)
     orders = {layer.name: torch.randperm(config.unit.size(layer.layout), generator=generator).to(layer.masks.rows.device)
-              for layer in layers if config.unit.refusal(layer.layout) is None}
+              for layer in layers}
     return orders | {layer.name: orders[tie[0].name] for tie in ties for layer in tie}
 
 

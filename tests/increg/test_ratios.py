@@ -134,6 +134,8 @@ def test_ratios_of_their_own_are_kept(tmp_path: Path) -> None:
     ('prune_method: "L1_Row" prune_target { speedup: 500 }', "speedup: 500 cannot be met by L1_Row: at most "),
     ('prune_method: "L1_Row" least_groups: 4 prune_target { speedup: 6 }', "each keeps 4 rows at least"),
     ('prune_method: "L1_Row" prune_target { speedup: 1 }', "speedup: 1; expected either"),
+    ('prune_method: "L1_Spatial" prune_target { speedup: 2 } prune_ratios { layer: "fc" prune_ratio: 0.5 }',
+     "L1_Spatial cannot prune this layer: it has no positions of kernels in two axes; set its prune_ratio to 0"),
     ('prune_method: "L1_Row" prune_target { }', "asks for nothing; expected either"),
     ('prune_method: "L1_Row" prune_target { speedup: 2 compression: 2 }', "speedup: 2, compression: 2; expected either"),
     ('prune_method: "L1_Row" prune_ratios { prune_ratio: 0 } prune_target { speedup: 2 }', "finds no layer"),
