@@ -178,7 +178,7 @@ def show_exports(batches: Sequence[int], gpu: torch.device | None, net: Net, sli
 
 def _compared(what: str, before: float, after: float, theory: float) -> str:
     speedup = before / after
-    return (f"{what}: {1e3 * before:.2f} ms -> {1e3 * after:.2f} ms, {speedup:.2f}x faster, {100 * speedup / theory:.0f} % of "
+    return (f"{what}: {1e3 * before:.2f} ms -> {1e3 * after:.2f} ms, {speedup:.2f}x as fast, {100 * speedup / theory:.0f} % of "
             f"{theory:.2f}x")
 
 
