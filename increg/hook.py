@@ -58,11 +58,11 @@ class PruneHook(SolverHook):
 
     def _check_tests(self) -> None:
         nets = self.solver.test_nets
-        chosen = self.config.accuracy_output
-        if not self.config.retrain_test_interval or (nets and accuracy_outputs(nets[-1].outputs, chosen)):
+        chosen, interval = self.config.accuracy_output, self.config.retrain_test_interval
+        if not (interval or chosen) or (nets and accuracy_outputs(nets[-1].outputs, chosen)):
             return
         missing = f'output "{chosen}" (accuracy_output)' if chosen else 'output with "ccuracy" in its name'
-        raise SolverError(f"{self.config.where}: retrain_test_interval is {self.config.retrain_test_interval}, but the last "
+        raise SolverError(f"{self.config.where}: {f'retrain_test_interval is {interval}, but ' if interval else ''}the last "
                           f"test net has no {missing}, by which retraining is judged; its outputs: "
                           f"{', '.join(nets[-1].outputs) if nets else 'there is no test net'}"
                           f"{'' if chosen else '. Name the one of which more is better: accuracy_output'}")

@@ -10,6 +10,7 @@ import argparse
 import glob
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +19,6 @@ from caffe_compat import proto
 from caffe_compat.errors import CaffeError, SolverError, WeightError, did_you_mean
 from caffe_compat.net import Net
 from caffe_compat.tools.flags import add_python_flag, device_of, flag, positive
-from caffe_compat.tools.show import table
 
 from . import coupling
 from .accuracy import accuracy_outputs
@@ -142,11 +142,13 @@ def _outputs(net: Net, output: str) -> list[str]:
     if net.inputs:
         raise CaffeError(f"{net.path}: reads no data of its own ({', '.join(net.inputs)} must be given); take the net that is "
                          "tested while training (train_val.prototxt)")
-    found = accuracy_outputs(net.outputs, output)
+    found = [name for name in accuracy_outputs(net.outputs, output) if net.blobs[name].count == 1]
     if not found:
         looked = f"no output {output}" if output else 'no output with "ccuracy" in its name'
+        known = [name if (count := net.blobs[name].count) == 1 else f"{name} (no single number, but {count})"
+                 for name in net.outputs]
         raise CaffeError(f"{net.path}: {looked}; name the one to watch with --output, of which more must be better. There "
-                         f"{'is' if len(net.outputs) == 1 else 'are'} {', '.join(net.outputs) or 'none'}"
+                         f"{'is' if len(net.outputs) == 1 else 'are'} {', '.join(known) or 'none'}"
                          f"{did_you_mean(output, net.outputs) if output else ''}")
     return found
 
@@ -176,17 +178,24 @@ def run(args: argparse.Namespace) -> None:
     ratios = sorted(set(args.ratios))
     if not 0 < ratios[0] <= ratios[-1] < 1:
         raise CaffeError(f"--ratios: found {', '.join(f'{ratio:g}' for ratio in ratios)}, expected numbers between 0 and 1")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        raise CaffeError(f"--json {args.json}: there is no such folder to write to")
     net = Net(args.net, "TEST", device=device_of(args.gpu) or torch.device("cpu"), keep_blobs=False)
     missing = net.copy_from(args.weights).missing
     if missing:
         raise WeightError(f"{args.weights}: has no weights for {', '.join(missing)}; is it of the net in {args.net}?")
     scan = Scan(net, args.method, args.iterations, args.output)
     before = scan.accuracy()
-    costs = [scan.cost(group, ratios) for group in scan.groups]
     print(f"{', '.join(scan.outputs)} in percent with one layer pruned by {args.method} and the others whole "
           f"({100 * before:.2f} with none pruned), {args.iterations} batches:\n")
-    table(["layer", scan.config.unit.plural, *(f"{ratio:g}" for ratio in ratios)],
-          [[" + ".join(cost.layers), str(cost.groups), *(f"{100 * value:.2f}" for value in cost.accuracies)] for cost in costs])
+    titles, unit = [" + ".join(layer.name for layer in group) for group in scan.groups], scan.config.unit.plural
+    widths = [max(map(len, [*titles, "layer"])), max(len(unit), 6), *(5 for _ in ratios)]
+    _line(widths, "layer", unit, *(f"{ratio:g}" for ratio in ratios))
+    costs = []
+    for title, group in zip(titles, scan.groups):
+        cost = scan.cost(group, ratios)
+        _line(widths, title, str(cost.groups), *(f"{100 * value:.2f}" for value in cost.accuracies))
+        costs.append(cost)
     for name, why in scan.skipped.items():
         print(f"{name} is not pruned: {why}")
     suggested = {name: ratio for cost in costs if (ratio := cost.largest(ratios, before - args.points / 100))
@@ -199,3 +208,8 @@ def run(args: argparse.Namespace) -> None:
         write_note(args.json, {"net": args.net, "weights": args.weights, "method": args.method, "iterations": args.iterations,
                                "before": before, "ratios": ratios, "costs": [asdict(cost) for cost in costs],
                                "skipped": scan.skipped, "suggested": suggested})
+
+
+def _line(widths: Sequence[int], *cells: str) -> None:
+    """Prints a line of the table at once: a scan of a large net takes long."""
+    print("  ".join(cell.ljust(width) for cell, width in zip(cells, widths)).rstrip(), flush=True)

@@ -20,7 +20,7 @@ from caffe_compat.tools.show import table
 
 from ..budget import MATRIX, budget, layer_budgets
 from .check import check_same, random_inputs, slim
-from .export import before_and_after, export, forward_passes
+from .export import before_and_after, export, forward_passes, not_gathered
 from .latency import fastest, running
 from .plan import Plan
 from .rewrite import rewrite
@@ -79,6 +79,9 @@ def run(args: argparse.Namespace) -> None:
         path = Path(args.out) / ("torch" if target == "torch" else f"{Path(args.net).stem}.onnx")
         worst = export(result, smaller, target, path).comparison.worst
         print(f"{path}: written, and differs by {worst:.1e} of a blob's standard deviation at most")
+    if args.to and (names := not_gathered(result)):
+        print("columns of zeros that exports multiply all the same, as gathering the others would take longer: "
+              f"{', '.join(names)}")
     if net.inputs and found.smaller:
         show_latency(batches, device_of(args.gpu), (document, net), (smaller, result), theory)
     if len(net.inputs) == 1 and "torch" in args.to:

@@ -76,12 +76,21 @@ def gather(graph: Graph) -> None:
     InnerProducts with few columns left become smaller."""
     graph.nodes = [each for node in graph.nodes for each in (*_kept(node), node)]
     for node in graph.nodes:
-        if node.type == "Convolution" and node.layer.axis == 1 and len(node.layer.window.kernel) == 2 and _time(node) <= WORTH:
+        if _is_plain(node) and _time(node) <= WORTH:
             _retype(node, TYPE)
     if any(node.type == TYPE for node in graph.nodes):
         for node in graph.nodes:
             if node.type == "Pooling" and _is_block_maximum(node):
                 _retype(node, BLOCKS)
+
+
+def not_gathered(net: Net) -> list[str]:
+    """The convolutions with columns of zeros that `gather` leaves as they are."""
+    return [node.name for node in Graph.of(net).nodes if _is_plain(node) and _time(node) > WORTH and _share(node) < 1]
+
+
+def _is_plain(node: Node) -> bool:
+    return node.type == "Convolution" and node.layer.axis == 1 and len(node.layer.window.kernel) == 2
 
 
 def _kept(node: Node) -> list[Node]:
@@ -118,10 +127,14 @@ def _is_block_maximum(node: Node) -> bool:
 
 
 def _time(node: Node) -> float:
-    """What a gathered convolution takes of the time of the whole one: columns that are not zero throughout, and gathering."""
+    """What a gathered convolution takes of the time of the whole one."""
+    return _share(node) * (1 + GATHERING * node.param.group / len(node.params[0]))
+
+
+def _share(node: Node) -> float:
+    """Columns that are not zero throughout, of all."""
     weight = node.params[0]
-    groups = weight.reshape(node.param.group, -1, weight[0].size) != 0
-    return float(groups.any(1).mean()) * (1 + GATHERING / groups.shape[1])
+    return float((weight.reshape(node.param.group, -1, weight[0].size) != 0).any(1).mean())
 
 
 def _packed(node: Node) -> list[tuple[np.ndarray, np.ndarray]]:

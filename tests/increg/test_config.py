@@ -89,6 +89,8 @@ RATIO1 = "prune_param { prune_ratio: 0.5 prune_ratio_step: 0.75 }"
     ({"inner_product_param {": "prune_param { prune_ratio: 0.5 } inner_product_param {"},
      'prune_method: "RegSpa_Col"', ["ip (", "positions of kernels", "set its prune_ratio to 0"]),
     ({'top: "accuracy"': 'top: "score"'}, "", ["retrain_test_interval is 4", 'no output with "ccuracy"', "loss, score. Name"]),
+    ({}, 'accuracy_output: "score" retrain_test_interval: 0',
+     ['solver.prototxt: the last test net has no output "score" (accuracy_output)', "accuracy, loss"]),
     ({}, 'accuracy_output: "score"', ["retrain_test_interval is 4", 'no output "score" (accuracy_output)', "accuracy, loss"]),
 ])
 def test_nets_that_cannot_be_pruned(tiny: Tiny, net: dict[str, str], solver: str, said: list[str]) -> None:

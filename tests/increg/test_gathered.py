@@ -122,6 +122,7 @@ def test_gathering_is_worth_while_for_many_rows(rows: int, kept: int, gathered: 
     net.params["a"][0].tensor.data[:, :kept] = 1
     graph = Graph.of(net).run([gather])
     assert [node.type == TYPE for node in graph.nodes if node.name == "a"] == [gathered]
+    assert slim_export.not_gathered(net) == ([] if gathered else ["a"])
 
 
 def test_exports(files: Net, capsys: pytest.CaptureFixture[str]) -> None:

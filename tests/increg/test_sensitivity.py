@@ -87,6 +87,7 @@ def test_command(residual_digits: Digits, tmp_path: Path, capsys: pytest.Capture
     (["--method", "Reg_Col"], "Reg_Col prunes while it trains, and nothing is trained here; expected one of L1_Channel, "),
     (["--method", "L3_Row"], 'unknown prune_method "L3_Row"'),
     (["--method", "L1_Colum"], 'unknown prune_method "L1_Colum" (did you mean "L1_Col"?)'),
+    (["--json", "nowhere/found.json"], "--json nowhere/found.json: there is no such folder to write to"),
     (["--ratios", "0.5", "1"], "--ratios: found 0.5, 1, expected numbers between 0 and 1"),
     (["--output", "acuracy"], 'no output acuracy; name the one to watch with --output, of which more must be better. '
                               'There is accuracy (did you mean "accuracy"?)'),
@@ -95,6 +96,19 @@ def test_bad_input(words: list[str], said: str, residual_digits: Digits, capsys:
     files = [str(residual_digits.folder / "net.prototxt"), residual_digits.weights]
     assert main(["sensitivity", *files, *words]) == 1
     assert said in capsys.readouterr().err
+
+
+def test_outputs_of_many_numbers_are_not_watched(residual_digits: Digits, tmp_path: Path,
+                                                 capsys: pytest.CaptureFixture[str]) -> None:
+    """Caffe's Accuracy can tell it class by class, too."""
+    path = tmp_path / "net.prototxt"
+    text = (residual_digits.folder / "net.prototxt").read_text()
+    path.write_text(text.replace('top: "accuracy"', 'top: "accuracy" top: "class_accuracy"'))
+    words = ["sensitivity", str(path), residual_digits.weights, "--ratios", "0.5", "--iterations", "1"]
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith("accuracy in percent")
+    assert main([*words, "--output", "class_accuracy"]) == 1
+    assert "There are accuracy, class_accuracy (no single number, but 10)" in capsys.readouterr().err
 
 
 def test_nets_that_cannot_be_tested(residual_digits: Digits, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
